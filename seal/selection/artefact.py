@@ -194,7 +194,8 @@ def read_selection(path: str | os.PathLike) -> Selection:
     if not path.is_file():
         raise InputError(f"{path}: no such file; give the .parquet that selector training wrote")
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        # without pre_buffer the compressed file is not held beside the table
+        with pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
             meta = read_meta(file.schema_arrow)
             table = file.read(columns=SCHEMA.names).select(SCHEMA.names)
             table = table.replace_schema_metadata(None)
