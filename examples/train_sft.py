@@ -13,6 +13,7 @@ from seal.errors import InputError
 from seal.models.actor import ModelSettings, load_actor
 from seal.models.attention import attention_note
 from seal.selection.artefact import select_rows
+from seal.trainer.checkpoint import Checkpoints
 from seal.trainer.sft_trainer import SFTPlan, SFTTrainer
 from seal.trainer.step import RowLosses
 from seal.utils import cli
@@ -63,15 +64,26 @@ def train(args) -> None:
         evaluations["eval_on_train"] = (losses, min(len(rows), EVAL_ON_TRAIN_ROWS))
 
     strategy.on_rank_0(lambda: cli.write_config(args, args.save_path))
-    logger = cli.get_logger(args, args.save_path, strategy.is_rank_0(), steps)
+    checkpoints = Checkpoints(
+        args.ckpt_path,
+        strategy,
+        engine,
+        cli.run_config(args)["arguments"],
+        args.max_ckpt_num,
+        args.max_ckpt_mem,
+    )
+    first_step = 0
+    if args.load_checkpoint:
+        first_step, _ = checkpoints.load(args.load_checkpoint)
+    logger = cli.get_logger(args, args.save_path, strategy.is_rank_0(), steps, first_step)
     trainer = SFTTrainer(
         losses=losses,
         plan=cli.settings(SFTPlan, args, **cli.cadence(args, steps_per_epoch)),
         logger=logger,
         evaluations=evaluations,
-        save_checkpoint=lambda step: None,
+        save_checkpoint=lambda step: checkpoints.save(step, {}),
     )
-    trainer.fit()
+    trainer.fit(first_step)
     logger.close()
     strategy.save_model(engine, tokenizer, args.save_path)
     strategy.print(f"model: {args.save_path}")
