@@ -140,7 +140,7 @@ class SFTDataset(torch.utils.data.Dataset):
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """The rows at `indices` as one stream; see `Batch`."""
-        rows = np.asarray(indices, dtype=np.int64)  # [R]
+        rows = np.array(indices, dtype=np.int64)  # [R]
         table = self._tokens[rows]
         lengths = self.lengths[rows]  # [R]
         cu_seqlens = np.concatenate(([0], np.cumsum(lengths)))  # [R + 1]
@@ -166,8 +166,9 @@ def _column(rows: datasets.Dataset, name: str) -> pa.ChunkedArray:
 
 
 def _flatten(column: pa.ChunkedArray) -> np.ndarray:
-    chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
-    return np.concatenate(chunks)
+    """The values of all rows in one writable array."""
+    values = pa.concat_arrays(column.chunks).flatten()
+    return values.to_numpy(zero_copy_only=False).copy()
 
 
 class _Plan(NamedTuple):
