@@ -1,3 +1,5 @@
 """placeholder"""
+
+
 def test_nothing():
     assert True
