@@ -16,7 +16,7 @@ from seal.assess.report.rows import (
     find_origin,
     score_rows,
 )
-from seal.assess.report.runs import read_arms, read_json, read_metrics
+from seal.assess.report.runs import read_arms, read_json, read_metrics, read_seconds
 from seal.errors import InputError
 from seal.files import atomic_path
 from seal.selection.artefact import read_selection
@@ -68,7 +68,8 @@ def write_report(
     read = read_selection(selection)
     page = {
         "title": Path(selection).name,
-        "meta": read.meta,
+        "method": str(read.meta.get("method")),
+        "selection_command": read.meta.get("command"),
         "report_command": command,
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "version": __version__,
@@ -123,12 +124,12 @@ def _groups(origin: Origin, columns: Sequence[str], redact_text: bool) -> list:
 
 def _runs_part(results, evaluation, metrics, meta: dict) -> dict:
     """What the runs' own files say."""
-    arms, seconds = [], dict(meta.get("seconds") or {})
+    arms, seconds = [], read_seconds(meta, "the selection")
     for path in (results, evaluation):
         if path is not None:
             content = read_json(path)
             arms.append({"file": Path(path).name, "arms": sections.arms(read_arms(content, path))})
-            seconds |= content.get("seconds") or {}
+            seconds = seconds | read_seconds(content, path)
     series = read_metrics(metrics) if metrics else []
     return {
         "evaluations": arms,

@@ -176,9 +176,7 @@ def share_columns(
     for g, (name, share) in enumerate(zip(names, shares.tolist(), strict=True)):
         h = height * share
         title = f"{axis} {name}: {percent(share)} kept"
-        marks.append(
-            _rect("kept gap", g * width + width * 0.12, width * 0.76, height - h, h, title)
-        )
+        marks.append(_rect("kept", g * width + width * 0.12, width * 0.76, height - h, h, title))
     every = 1 if len(names) <= 5 else 3
     for g in range(0, len(names), every):
         place = (g * width, "start") if g == 0 else ((g + 0.5) * width, "mid")

@@ -54,6 +54,8 @@ def read_metrics(path: Path) -> list[Series]:
     broken: dict[str, int] = {}
     for record_number, record in enumerate(_records(path)):
         step = record.get("step", record_number)
+        if isinstance(step, bool) or not isinstance(step, int | float):
+            raise InputError(f"{path}: step is {step!r} in record {record_number}; give a number")
         for key, value in record.items():
             if key in _CLOCK or isinstance(value, bool) or not isinstance(value, int | float):
                 continue
@@ -148,7 +150,23 @@ def read_arms(results: dict, path: Path) -> list[Arm]:
     return [_arm(name, values, results.get("n"), path) for name, values in arms.items()]
 
 
+def read_seconds(content: dict, path: Path) -> dict[str, float]:
+    """Seconds by stage under the key `seconds`, empty where there is none.
+
+    Raises:
+        InputError: an entry is not a number of seconds.
+    """
+    seconds = content.get("seconds") or {}
+    if not isinstance(seconds, dict) or not all(
+        isinstance(s, int | float) and 0 <= s < math.inf for s in seconds.values()
+    ):
+        raise InputError(f"{path}: seconds is {seconds!r}; expected stage -> seconds")
+    return seconds
+
+
 def _arm(name: str, values: dict, counts: dict | None, path: Path) -> Arm:
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: arm {name!r} is {values!r}; expected an object of measures")
     counts = values.get("n") or counts or {}
     measures = {}
     for key, value in values.items():

@@ -315,7 +315,7 @@ def verdict(page: dict) -> list[str]:
     """Plain sentences for the top of the page; each is a count or a measured share."""
     kept = page["kept"]
     said = [
-        f"Rows were ranked by {page['meta'].get('method')} and the best "
+        f"Rows were ranked by {page['method']} and the best "
         f"{percent(kept['topp'])} kept; {kept['dropped']:,} rows are dropped."
     ]
     names = [table for table in page["tables"] if not table["ordered"] and len(table["lines"]) > 1]
