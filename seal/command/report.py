@@ -1,10 +1,11 @@
 """`seal report`: one HTML file that says what a selection kept, dropped, cost and led to."""
 
 import argparse
-import json
 import shlex
 import sys
 from pathlib import Path
+
+from seal.command.dataset import add_dataset_flags, read_rows
 
 EXAMPLE = """example:
   seal report ckpt/demo_softmax.parquet --dataset demo/user.jsonl --topp 0.7 \\
@@ -24,7 +25,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("selection", type=Path, help="the selector's .parquet file")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="file to write")
     parser.add_argument("--topp", type=float, required=True, help="share of the rows kept, (0, 1]")
-    parser.add_argument("--dataset", help="the dataset that was scored: gives row text and columns")
+    add_dataset_flags(parser, required=False)
     parser.add_argument(
         "--column",
         action="append",
@@ -37,26 +38,18 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--evaluation", type=Path, help="results.json of examples/evaluate.py")
     parser.add_argument("--rows", type=int, default=10, help="rows shown in each list (default 10)")
     parser.add_argument("--no_text", action="store_true", help="write no row text")
-    parser.add_argument("--json", action="store_true", help="print the path and size as JSON")
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Writes the report and says where.
-
-    Returns:
-        The exit status, 0.
-
-    Raises:
-        InputError: as `write_report`.
-    """
+def run(args: argparse.Namespace) -> tuple[dict, str]:
+    """Writes the report; returns where it is and its size in bytes, and the same for a reader."""
     from seal.assess.report import write_report  # reads datasets: too slow for `seal --help`
 
     path = write_report(
         args.out,
         selection=args.selection,
         topp=args.topp,
-        dataset=args.dataset,
+        dataset=None if args.dataset is None else read_rows(args),
         results=args.results,
         evaluation=args.evaluation,
         metrics=args.metrics,
@@ -66,5 +59,4 @@ def run(args: argparse.Namespace) -> int:
         command=shlex.join(["seal", *sys.argv[1:]]),
     )
     size = path.stat().st_size
-    print(json.dumps({"report": str(path), "bytes": size}) if args.json else f"wrote {path}")
-    return 0
+    return {"report": str(path), "bytes": size}, f"wrote {path} ({size / 1000:.0f} kB)"

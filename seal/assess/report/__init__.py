@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+import datasets
 import jinja2
 
 from seal import __version__
@@ -29,7 +30,7 @@ def write_report(
     *,
     selection: Path,
     topp: float,
-    dataset: str | None = None,
+    dataset: str | datasets.Dataset | None = None,
     results: Path | None = None,
     evaluation: Path | None = None,
     metrics: Path | None = None,
@@ -47,7 +48,7 @@ def write_report(
         out: the HTML file.
         selection: the artefact.
         topp: share of the scored rows that is kept, in (0, 1].
-        dataset: the dataset that was scored, as `load_rows` takes it: row text and columns.
+        dataset: the dataset that was scored, as `load_rows` takes or returns it: row text, columns.
         results: results.json of a comparison of arms (`arms`, `seconds`).
         evaluation: results.json of an evaluation, with the same keys.
         metrics: metrics.jsonl of the selector's training.
@@ -74,7 +75,9 @@ def write_report(
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "version": __version__,
         "redacted": redact_text,
-        "not_given": _not_given(dataset, results or evaluation, metrics, read.meta),
+        "not_given": _not_given(
+            dataset, results if evaluation is None else evaluation, metrics, read.meta
+        ),
         **_selection_part(read, topp, dataset, columns, redact_text, rows_shown),
         **_runs_part(results, evaluation, metrics, read.meta),
         "provenance": sections.provenance(read.meta),
@@ -90,7 +93,7 @@ def write_report(
 def _selection_part(read, topp, dataset, columns, redact_text, rows_shown) -> dict:
     """What the artefact and its dataset say."""
     scored = score_rows(read, topp)
-    origin = find_origin(read, dataset) if dataset else None
+    origin = None if dataset is None else find_origin(read, dataset)
     if columns and origin is None:
         raise InputError(f"columns {', '.join(columns)} need the dataset; give --dataset")
     length = answer_lengths(origin) if origin else None
@@ -147,7 +150,7 @@ def _not_given(dataset, results, metrics, meta: dict) -> list[str]:
         (metrics, "training metrics, so no curves"),
         (meta.get("calibration"), "a canary calibration, so the cut is not calibrated"),
     ]
-    return [words for given, words in absent if not given]
+    return [words for given, words in absent if given is None]
 
 
 def _environment() -> jinja2.Environment:

@@ -50,7 +50,7 @@ class Origin(NamedTuple):
     """The dataset behind a selection.
 
     Attributes:
-        name: as typed.
+        name: its files or names as typed, separated by commas.
         rows: the blended dataset of `load_rows`.
         place: int64 [N], position in `rows` of each line of the selection, -1 where absent.
         unscored: rows of the dataset that the selection has no score for.
@@ -67,23 +67,24 @@ class Origin(NamedTuple):
         return int((self.place < 0).sum())
 
 
-def find_origin(selection: Selection, dataset: str) -> Origin:
-    """Reads `dataset` and finds each line of `selection` in it by (id, occurrence).
+def find_origin(selection: Selection, dataset: str | datasets.Dataset) -> Origin:
+    """Finds each line of `selection` in `dataset`, read if need be, by (id, occurrence).
 
     Raises:
         InputError: not one scored row is in the dataset.
     """
-    rows = load_rows(dataset)
+    rows = load_rows(dataset) if isinstance(dataset, str) else dataset
+    name = ",".join(dict.fromkeys(rows.unique("origin")))
     arrow = rows.select_columns(["id", "occurrence"]).with_format("arrow")[:]
     index = RowIndex(arrow["id"], arrow["occurrence"].to_numpy())
     place = index.find(selection.table["id"], selection.occurrence)
     found = int((place >= 0).sum())
     if not found:
         raise InputError(
-            f"none of the {len(place):,} scored rows is in {dataset} ({len(rows):,} rows); "
+            f"none of the {len(place):,} scored rows is in {name} ({len(rows):,} rows); "
             "give the dataset that was scored"
         )
-    return Origin(dataset, rows, place, len(rows) - found)
+    return Origin(name, rows, place, len(rows) - found)
 
 
 def answer_lengths(origin: Origin) -> np.ndarray:

@@ -56,7 +56,7 @@ def histogram(scored: Scored) -> dict:
     """The score histogram. Far-off scores are counted in the first and last bin, and said."""
     score = scored.score
     low, high = float(score.min()), float(score.max())
-    inner_low, inner_high = np.quantile(score, [0.001, 0.999])
+    inner_low, inner_high = np.quantile(score, [0.005, 0.995], method="inverted_cdf")
     outside = 0
     if high - low > 3 * (inner_high - inner_low) > 0:
         low, high = (
