@@ -7,12 +7,11 @@ or its LoRA adapter, to `--save_path`.
 """
 
 from seal.datasets import concatenate, load_rows, tokenize_rows
-from seal.selection.published import load_selection
-
 from seal.errors import InputError
 from seal.models.actor import ModelSettings, load_actor
 from seal.models.attention import attention_note
 from seal.selection.artefact import select_rows
+from seal.selection.published import load_selection
 from seal.trainer.checkpoint import Checkpoints
 from seal.trainer.sft_trainer import SFTPlan, SFTTrainer
 from seal.trainer.step import RowLosses

@@ -8,7 +8,6 @@ Writes `<selector_save_dir>/<selector_name>_<activation>.parquet` (and `_ep<k>` 
 from pathlib import Path
 
 from seal.datasets import concatenate, load_rows, tokenize_rows
-
 from seal.errors import InputError
 from seal.models.actor import ModelSettings, load_actor
 from seal.models.attention import attention_note
