@@ -7,12 +7,12 @@ or its LoRA adapter, to `--save_path`.
 """
 
 from seal.datasets import concatenate, load_rows, tokenize_rows
-from seal.selection.published import load_selection
-
 from seal.errors import InputError
 from seal.models.actor import ModelSettings, load_actor
 from seal.models.attention import attention_note
 from seal.selection.artefact import select_rows
+from seal.selection.published import load_selection
+from seal.trainer.checkpoint import Checkpoints
 from seal.trainer.sft_trainer import SFTPlan, SFTTrainer
 from seal.trainer.step import RowLosses
 from seal.utils import cli
@@ -36,8 +36,9 @@ def train(args) -> None:
     rows = strategy.main_first(lambda: read(args.dataset, args.dataset_probs))
     strategy.print(f"rows: {rows}")
     if args.selector_path and args.topp < 1:
-        rows = strategy.main_first(lambda: select(args, rows))
-        strategy.print(f"kept: {rows}")
+        everything = rows
+        rows, note = strategy.main_first(lambda: select(args, everything))
+        strategy.print(f"{note}\nkept: {rows}")
     if args.safeinstr_dataset:
         safe = strategy.main_first(lambda: read(args.safeinstr_dataset))
         strategy.print(f"mixed in: {safe}")
@@ -63,36 +64,50 @@ def train(args) -> None:
         evaluations["eval_on_train"] = (losses, min(len(rows), EVAL_ON_TRAIN_ROWS))
 
     strategy.on_rank_0(lambda: cli.write_config(args, args.save_path))
-    logger = cli.get_logger(args, args.save_path, strategy.is_rank_0(), steps)
+    checkpoints = Checkpoints(
+        args.ckpt_path,
+        strategy,
+        engine,
+        cli.run_config(args)["arguments"],
+        args.max_ckpt_num,
+        args.max_ckpt_mem,
+    )
+    first_step = 0
+    if args.load_checkpoint:
+        first_step, _ = checkpoints.load(args.load_checkpoint)
+    logger = cli.get_logger(args, args.save_path, strategy.is_rank_0(), steps, first_step)
     trainer = SFTTrainer(
         losses=losses,
         plan=cli.settings(SFTPlan, args, **cli.cadence(args, steps_per_epoch)),
         logger=logger,
         evaluations=evaluations,
-        save_checkpoint=lambda step: None,
+        save_checkpoint=lambda step: checkpoints.save(step, {}),
     )
-    trainer.fit()
+    trainer.fit(first_step)
     logger.close()
     strategy.save_model(engine, tokenizer, args.save_path)
+    strategy.on_rank_0(lambda: cli.write_config(args, args.save_path))
     strategy.print(f"model: {args.save_path}")
 
 
 def select(args, rows):
-    """The rows the selector keeps."""
-    selection = load_selection(
-        args.selector_path,
-        lambda: load_rows(args.dataset, probs=args.dataset_probs, **cli.source_flags(args)),
-        tokenizer=args.selector_tokenizer or args.pretrain,
-        max_len=args.selector_max_len or args.max_len,
-        input_template=args.input_template,
-    )
+    """The rows the selector keeps, and one line that says how they were found."""
+    published = {}
+    if args.selector_path.endswith(".pt"):  # bare logits: their rows are found by replay
+        published = {
+            "rows": load_rows(args.dataset, probs=args.dataset_probs, **cli.source_flags(args)),
+            "tokenizer": get_tokenizer(args.selector_tokenizer or args.pretrain),
+            "max_len": args.selector_max_len or args.max_len,
+            "input_template": args.input_template,
+        }
+    selection = load_selection(args.selector_path, **published)
     selected = select_rows(rows.ids, rows.occurrences, selection, args.topp, args.unscored)
-    print(
+    note = (
         f"selector {args.selector_path}: {len(selected.indices)} of {len(rows)} rows kept at topp "
         f"{args.topp:g}; {selected.unscored} rows had no score, {selected.missing} scored rows are "
         "not in this dataset"
     )
-    return rows.select(selected.indices)
+    return rows.select(selected.indices), note
 
 
 if __name__ == "__main__":

@@ -8,12 +8,12 @@ Writes `<selector_save_dir>/<selector_name>_<activation>.parquet` (and `_ep<k>` 
 from pathlib import Path
 
 from seal.datasets import concatenate, load_rows, tokenize_rows
-
 from seal.errors import InputError
 from seal.models.actor import ModelSettings, load_actor
 from seal.models.attention import attention_note
 from seal.models.selector import Selector
 from seal.selection.artefact import selection_meta, write_selection
+from seal.trainer.checkpoint import Checkpoints
 from seal.trainer.selector_trainer import SelectorPlan, SelectorTrainer
 from seal.trainer.step import RowLosses
 from seal.utils import cli
@@ -85,7 +85,19 @@ def train(args) -> None:
         strategy.on_rank_0(lambda: write_selection(path, columns, meta))
 
     strategy.on_rank_0(lambda: cli.write_config(args, base))
-    logger = cli.get_logger(args, base, strategy.is_rank_0(), steps)
+    checkpoints = Checkpoints(
+        args.ckpt_path,
+        strategy,
+        engine,
+        cli.run_config(args)["arguments"],
+        args.max_ckpt_num,
+        args.max_ckpt_mem,
+    )
+    first_step = 0
+    if args.load_checkpoint:
+        first_step, state = checkpoints.load(args.load_checkpoint)
+        selector.load_state_dict(state)
+    logger = cli.get_logger(args, base, strategy.is_rank_0(), steps, first_step)
     trainer = SelectorTrainer(
         losses=losses,
         n_safe=len(safe),
@@ -95,14 +107,15 @@ def train(args) -> None:
         logger=logger,
         evaluations=evaluations,
         save_epoch=lambda epoch: save(Path(f"{base}_ep{epoch}.parquet")),
-        save_checkpoint=lambda step: None,
+        save_checkpoint=lambda step: checkpoints.save(step, selector.state_dict()),
     )
-    trainer.fit()
+    trainer.fit(first_step)
     logger.close()
     save(Path(f"{base}.parquet"))
     strategy.print(f"selector: {base}.parquet, {len(user)} rows scored")
     if args.save_path:
         strategy.save_model(engine, tokenizer, args.save_path)
+        strategy.on_rank_0(lambda: cli.write_config(args, args.save_path))
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ class SelectorTrainer:
                     self.evaluate(step)
                 if plan.save_steps and step % plan.save_steps == 0:
                     self.save_checkpoint(step)
-            if (epoch + 1) * self.steps_per_epoch > first_step:
+            if (epoch + 1) * self.steps_per_epoch >= first_step:
                 self.save_epoch(epoch + 1)
 
     def train_step(self, user_rows: np.ndarray, epoch: int, step: int) -> dict[str, float]:

@@ -126,6 +126,12 @@ def output_flags(parser: Parser, save_path: str | None) -> None:
     add("--eval_steps", type=int, default=-1, help="steps between evaluations, -1: each epoch")
     add("--logging_steps", type=int, default=1, help="steps between log lines (default 1)")
     add("--ckpt_path", default="./ckpt/checkpoints_sft", help="directory of the checkpoints")
+    add(
+        "--load_checkpoint",
+        nargs="?",
+        const="auto",
+        help="resume: a checkpoint's directory, or auto, the newest in --ckpt_path",
+    )
     add("--max_ckpt_num", type=int, default=3, help="checkpoints kept (default 3)")
     add("--max_ckpt_mem", type=int, default=1000, help="GB of checkpoints kept (default 1000)")
     add(
@@ -242,7 +248,7 @@ def get_strategy(args: argparse.Namespace):
 
 
 def get_logger(
-    args: argparse.Namespace, run_dir: str | Path, rank_0: bool, steps: int
+    args: argparse.Namespace, run_dir: str | Path, rank_0: bool, steps: int, first_step: int = 0
 ) -> Logger | NoLogger:
     """The logger of these flags; a wandb key given as a flag goes to the environment only."""
     if not rank_0:
@@ -254,7 +260,14 @@ def get_logger(
         wandb = WandbSettings(
             args.wandb_project, args.wandb_run_name, args.wandb_org, args.wandb_group
         )
-    return Logger(run_dir, run_config(args), steps, wandb=wandb, tensorboard=args.use_tensorboard)
+    return Logger(
+        run_dir,
+        run_config(args),
+        steps,
+        first_step,
+        wandb=wandb,
+        tensorboard=args.use_tensorboard,
+    )
 
 
 def run_config(args: argparse.Namespace) -> dict:
@@ -273,9 +286,11 @@ def run_config(args: argparse.Namespace) -> dict:
 
 
 def write_config(args: argparse.Namespace, run_dir: str | Path) -> None:
-    """Writes config.json of the run directory."""
-    with atomic_path(Path(run_dir) / "config.json") as tmp:
-        tmp.write_text(json.dumps(run_config(args), indent=2, default=str) + "\n")
+    """Writes the run's own part of config.json, under "seal", beside a model's when it is there."""
+    path = Path(run_dir) / "config.json"
+    content = json.loads(path.read_text()) if path.exists() else {}
+    with atomic_path(path) as tmp:
+        tmp.write_text(json.dumps(content | {"seal": run_config(args)}, indent=2, default=str))
 
 
 def tokenizer_flags(args: argparse.Namespace) -> dict:

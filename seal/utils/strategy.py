@@ -6,6 +6,7 @@ import os
 import random
 import socket
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,6 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+import transformers
 
 from seal.errors import InputError
 from seal.files import atomic_path
@@ -28,6 +30,7 @@ from deepspeed.runtime.zero.partition_parameters import is_zero_param
 
 T = TypeVar("T")
 GRAD_ACCUM_DTYPES = ("fp32", "bf16")
+ENGINE_TAG = "engine"
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class DeepspeedStrategy:
         """Joins the process group (alone: rank 0 of 1) and seeds every random generator."""
         if "RANK" not in os.environ:
             _become_rank_0_of_1()
-        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        _quieten()
         random.seed(self.seed)
         np.random.seed(self.seed)
         torch.manual_seed(self.seed)
@@ -282,6 +285,39 @@ class DeepspeedStrategy:
         state = self.full_state(engine, trainable_only=_is_adapter(model))
         self.on_rank_0(lambda: _write_model(model, state, tokenizer, Path(directory)))
 
+    def save_engine(self, engine: deepspeed.DeepSpeedEngine, directory: Path) -> None:
+        """Writes weights (what trains), optimizer and schedule; call on every rank."""
+        engine.save_checkpoint(
+            str(directory),
+            tag=ENGINE_TAG,
+            save_latest=False,
+            exclude_frozen_parameters=_is_adapter(engine.module.model),
+        )
+
+    def load_engine(self, engine: deepspeed.DeepSpeedEngine, directory: Path) -> None:
+        """Restores what `save_engine` wrote.
+
+        Raises:
+            InputError: DeepSpeed finds nothing it can load there.
+        """
+        strict = not _is_adapter(engine.module.model)
+        path, _ = engine.load_checkpoint(str(directory), tag=ENGINE_TAG, load_module_strict=strict)
+        if path is None:
+            raise InputError(f"{directory}: DeepSpeed cannot load this checkpoint")
+
+    def rng_state(self) -> dict[str, torch.Tensor]:
+        """State of this rank's torch generators (nothing else draws during training)."""
+        state = {"cpu": torch.get_rng_state()}
+        if self.device.type != "cpu":
+            state["device"] = get_accelerator().get_rng_state()
+        return state
+
+    def set_rng_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Restores `rng_state`'s value."""
+        torch.set_rng_state(state["cpu"])
+        if self.device.type != "cpu":
+            get_accelerator().set_rng_state(state["device"])
+
     def _clip_before_step(self, optimizer: torch.optim.Optimizer, *_) -> None:
         """Stage 0 in float32: DeepSpeed clips but keeps no norm, so both are done here."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -294,6 +330,13 @@ def _attempt(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
         return work(), None
     except Exception as error:
         return None, error
+
+
+def _quieten() -> None:
+    """Leaves DeepSpeed's warnings, and none of the libraries' progress bars or future plans."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 
 
 def _become_rank_0_of_1() -> None:

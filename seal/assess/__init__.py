@@ -1,0 +1,1 @@
+"""Evidence about a model: answers, verdicts on them, and figures with intervals."""

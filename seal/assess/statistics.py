@@ -1,0 +1,139 @@
+"""Small statistics with intervals: AUROC, bootstrap, paired bootstrap, Clopper-Pearson."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import betaincinv
+from scipy.stats import rankdata
+
+
+class Interval(NamedTuple):
+    """A statistic of the whole sample with its percentile interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+class PairedDifference(NamedTuple):
+    """mean(a) - mean(b) over the same items, its interval, and a two-sided bootstrap p-value."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+def auroc(scores: ArrayLike, labels: ArrayLike) -> float:
+    """Probability that a positive scores above a negative, ties counted one half.
+
+    Args:
+        scores: [N] real numbers, higher meaning "more likely positive".
+        labels: [N] 0/1 or bool.
+
+    Raises:
+        ValueError: lengths differ, a score is not finite, or one of the two classes is absent.
+    """
+    scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels).astype(bool)
+    if scores.shape != labels.shape or scores.ndim != 1:
+        raise ValueError(f"scores {scores.shape} and labels {labels.shape} must be equal and flat")
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{(~np.isfinite(scores)).sum()} of {len(scores)} scores are not finite")
+    positives, negatives = int(labels.sum()), int((~labels).sum())
+    if not positives or not negatives:
+        raise ValueError(f"needs both classes, got {positives} positive and {negatives} negative")
+    rank_sum = rankdata(scores)[labels].sum()
+    return float((rank_sum - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def bootstrap_ci(
+    values: ArrayLike,
+    statistic: Callable[[np.ndarray], float] = np.mean,
+    n: int = 2000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Interval:
+    """Percentile bootstrap of `statistic` over the first axis of `values`.
+
+    Args:
+        values: [N] or [N, ...]; items are drawn whole, so two columns stay paired.
+        statistic: Maps a resample of the same shape to one number. A resample on which it is
+            undefined must give NaN and is left out of the percentiles.
+        n: Resamples.
+        seed: Seeds the draws; equal seeds give equal intervals.
+        confidence: Coverage of the interval, in (0, 1).
+
+    Raises:
+        ValueError: `values` is empty or no resample gave a number.
+
+    Example:
+        >>> bootstrap_ci([0, 1, 1, 1]).estimate
+        0.75
+    """
+    values = np.asarray(values)
+    if not len(values):
+        raise ValueError("values is empty, a bootstrap needs at least one item")
+    rng = np.random.default_rng(seed)
+    draws = np.array(
+        [statistic(values[rng.integers(len(values), size=len(values))]) for _ in range(n)],
+        dtype=np.float64,
+    )
+    draws = draws[~np.isnan(draws)]
+    if not len(draws):
+        raise ValueError(f"the statistic is undefined on all {n} resamples")
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return Interval(float(statistic(values)), float(low), float(high))
+
+
+def paired_bootstrap(
+    a: ArrayLike, b: ArrayLike, seed: int = 0, n: int = 2000, confidence: float = 0.95
+) -> PairedDifference:
+    """Bootstrap of the mean difference of two measurements of the same items.
+
+    Args:
+        a, b: [N] each, item i of both being the same prompt.
+        seed: Seeds the draws.
+        n: Resamples.
+        confidence: Coverage of the interval, in (0, 1).
+
+    Returns:
+        The difference mean(a) - mean(b), its percentile interval, and
+        p = 2 * (1 + min(#draws <= 0, #draws >= 0)) / (n + 1), at most 1.
+
+    Raises:
+        ValueError: the lengths differ or are zero.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, section 16.4 (shift and
+        inversion of the percentile interval).
+    """
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.shape != b.shape or a.ndim != 1 or not len(a):
+        raise ValueError(f"a {a.shape} and b {b.shape} must be flat, equal in length, not empty")
+    gap = a - b
+    rng = np.random.default_rng(seed)
+    draws = np.array([gap[rng.integers(len(gap), size=len(gap))].mean() for _ in range(n)])
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    extreme = 1 + min(int((draws <= 0).sum()), int((draws >= 0).sum()))
+    return PairedDifference(
+        float(gap.mean()), float(low), float(high), min(1.0, 2 * extreme / (n + 1))
+    )
+
+
+def clopper_pearson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Exact binomial interval for k successes of n; (0.0, 1.0) when n is 0.
+
+    Raises:
+        ValueError: not 0 <= k <= n.
+
+    Source: Clopper and Pearson 1934, as beta quantiles.
+    """
+    if not 0 <= k <= n:
+        raise ValueError(f"k must be in [0, n], got k={k}, n={n}")
+    tail = (1 - confidence) / 2
+    low = 0.0 if k == 0 else float(betaincinv(k, n - k + 1, tail))
+    high = 1.0 if k == n else float(betaincinv(k + 1, n - k, 1 - tail))
+    return low, high

@@ -1,0 +1,86 @@
+"""Laws of seal.assess.statistics, against scipy and scikit-learn."""
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest, bootstrap
+from sklearn.metrics import roc_auc_score
+
+from seal.assess.statistics import auroc, bootstrap_ci, clopper_pearson, paired_bootstrap
+
+
+@pytest.mark.parametrize("decimals", [8, 1, 0])  # 0: many ties
+def test_auroc_equals_scikit_learn_with_and_without_ties(decimals):
+    rng = np.random.default_rng(decimals)
+    labels = rng.random(300) < 0.2
+    scores = np.round(rng.normal(size=300) + labels, decimals)
+    assert auroc(scores, labels) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+    assert auroc(-scores, labels) == pytest.approx(1 - auroc(scores, labels), abs=1e-12)
+
+
+def test_auroc_refuses_one_class_and_nan():
+    with pytest.raises(ValueError, match="0 negative"):
+        auroc([0.1, 0.2], [1, 1])
+    with pytest.raises(ValueError, match="1 of 2 scores are not finite"):
+        auroc([np.nan, 0.2], [0, 1])
+
+
+@pytest.mark.parametrize("k,n", [(0, 10), (10, 10), (3, 17), (250, 450), (0, 1)])
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+def test_clopper_pearson_equals_scipy(k, n, confidence):
+    exact = binomtest(k, n).proportion_ci(confidence, method="exact")
+    assert clopper_pearson(k, n, confidence) == pytest.approx((exact.low, exact.high), abs=1e-9)
+
+
+def test_clopper_pearson_of_nothing_says_nothing():
+    assert clopper_pearson(0, 0) == (0.0, 1.0)
+    with pytest.raises(ValueError, match="k=3, n=2"):
+        clopper_pearson(3, 2)
+
+
+def test_bootstrap_ci_agrees_with_scipy():
+    values = np.random.default_rng(1).exponential(size=400)
+    ours = bootstrap_ci(values, np.mean, n=4000, seed=2)
+    theirs = bootstrap((values,), np.mean, n_resamples=4000, method="percentile", rng=3)
+    assert ours.estimate == values.mean()
+    width = ours.high - ours.low
+    assert ours.low == pytest.approx(theirs.confidence_interval.low, abs=0.07 * width)
+    assert ours.high == pytest.approx(theirs.confidence_interval.high, abs=0.07 * width)
+
+
+def test_bootstrap_ci_is_seeded_keeps_rows_whole_and_skips_undefined_resamples():
+    rng = np.random.default_rng(0)
+    labels = rng.random(60) < 0.1
+    table = np.stack([rng.normal(size=60) + 2 * labels, labels], axis=1)
+
+    def area(rows):
+        return auroc(rows[:, 0], rows[:, 1]) if 0 < rows[:, 1].sum() < len(rows) else np.nan
+
+    first = bootstrap_ci(table, area, n=300, seed=5)
+    assert first == bootstrap_ci(table, area, n=300, seed=5)
+    assert first != bootstrap_ci(table, area, n=300, seed=6)
+    assert first.low <= first.estimate <= first.high <= 1
+    with pytest.raises(ValueError, match="empty"):
+        bootstrap_ci([])
+
+
+def test_paired_bootstrap_is_antisymmetric_and_sees_pairing():
+    rng = np.random.default_rng(0)
+    item = rng.normal(scale=10, size=200)  # shared difficulty: only pairing removes it
+    a, b = item + 0.5 + rng.normal(size=200), item + rng.normal(size=200)
+    result, swapped = paired_bootstrap(a, b, seed=1), paired_bootstrap(b, a, seed=1)
+    assert result.difference == pytest.approx((a - b).mean())
+    assert 0 < result.low < result.difference < result.high and result.p_value < 0.01
+    assert swapped.low == pytest.approx(-result.high) and swapped.p_value == result.p_value
+    assert paired_bootstrap(a, a, seed=1) == (0.0, 0.0, 0.0, 1.0)
+    with pytest.raises(ValueError, match="equal in length"):
+        paired_bootstrap([1, 2], [1])
+
+
+def test_paired_bootstrap_covers_about_as_often_as_it_says():
+    rng = np.random.default_rng(7)
+    hits = 0
+    for trial in range(150):
+        gap = rng.normal(loc=0.3, size=60)
+        interval = paired_bootstrap(gap, np.zeros(60), seed=trial, n=400)
+        hits += interval.low <= 0.3 <= interval.high
+    assert 0.87 <= hits / 150 <= 0.99
