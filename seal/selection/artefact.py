@@ -174,12 +174,17 @@ def write_selection(path: str | os.PathLike, columns: Mapping, meta: Mapping) ->
         InputError: `read_selection` would refuse the result.
     """
     selection = make_selection(columns, meta)
+    save_selection(path, selection)
+    return selection
+
+
+def save_selection(path: str | os.PathLike, selection: Selection) -> None:
+    """Writes a selection that has been checked, whole or not at all."""
     table = selection.table.replace_schema_metadata({"seal": json.dumps(selection.meta)})
     with atomic_path(path) as tmp:
         pq.write_table(
             table, tmp, compression="zstd", use_dictionary=False, write_page_checksum=True
         )
-    return selection
 
 
 def read_selection(path: str | os.PathLike) -> Selection:
