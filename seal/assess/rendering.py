@@ -51,13 +51,35 @@ def encode_prompts(
     return encoded
 
 
-def _encode(prompt: str, tokenizer: "PreTrainedTokenizerBase", template: Template) -> list[int]:
+def encode_pairs(
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    tokenizer: "PreTrainedTokenizerBase",
+    template: Template,
+) -> list[tuple[list[int], int]]:
+    """Token ids of prompt and answer as one text, end token added, and where the answer starts."""
+    pairs = []
+    for start, prompt, answer in zip(
+        encode_prompts(prompts, tokenizer, template), prompts, answers, strict=True
+    ):
+        whole = [*_encode(prompt, tokenizer, template, answer), tokenizer.eos_token_id]
+        first = next(
+            (i for i, (a, b) in enumerate(zip(start, whole, strict=False)) if a != b), None
+        )
+        pairs.append((whole, len(start) if first is None else first))
+    return pairs
+
+
+def _encode(
+    prompt: str, tokenizer: "PreTrainedTokenizerBase", template: Template, answer: str = ""
+) -> list[int]:
     if not template.chat:
-        return tokenizer(template.text.replace("{}", prompt, 1)).input_ids
+        ids = tokenizer(template.text.replace("{}", prompt, 1) + answer).input_ids
+        return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids  # some add their end token
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
     )
-    return tokenizer(text, add_special_tokens=False).input_ids
+    return tokenizer(text + answer, add_special_tokens=False).input_ids
 
 
 def _with_a_clean_seam(template: Template, tokenizer: "PreTrainedTokenizerBase") -> Template:
@@ -66,9 +88,8 @@ def _with_a_clean_seam(template: Template, tokenizer: "PreTrainedTokenizerBase")
     Training tokenises prompt and answer as one text, where "Assistant: Yes" ends in the token
     " Yes"; a prompt that ends in a lone blank is one the model has never seen.
     """
-    alone, joined = tokenizer(template.text), tokenizer(template.text + "Yes")
-    start = [i for i in alone.input_ids if i != tokenizer.eos_token_id]
-    if joined.input_ids[: len(start)] == start:
+    alone = _encode("", tokenizer, template)
+    if _encode("", tokenizer, template, "Yes")[: len(alone)] == alone:
         return template
     return Template(chat=False, text=template.text.rstrip(" "))
 
