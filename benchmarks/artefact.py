@@ -1,0 +1,100 @@
+"""Time and memory of the selection artefact: write, read, join with a shuffled dataset, top-p.
+
+    python benchmarks/artefact.py --rows 1000000 10000000
+
+Each size runs in its own process; the last line of the output is JSON: n, seconds a phase, peak
+RSS in MB (the dataset's own ids included), file size in MB, cores, commit.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from seal.selection.artefact import read_selection, select_rows, selection_meta, write_selection
+from seal.selection.provenance import commit
+
+_HEX = np.frombuffer(b"0123456789abcdef", np.uint8)
+
+
+def random_ids(n: int, rng: np.random.Generator) -> pa.StringArray:
+    """n ids of 32 random hex digits, as one pyarrow array."""
+    digest = rng.integers(0, 256, (n, 16), dtype=np.uint8)
+    text = np.empty((n, 32), np.uint8)
+    text[:, 0::2], text[:, 1::2] = _HEX[digest >> 4], _HEX[digest & 15]
+    offsets = np.arange(0, 32 * n + 1, 32, dtype=np.int32)
+    return pa.StringArray.from_buffers(n, pa.py_buffer(offsets), pa.py_buffer(text))
+
+
+def measure(n: int) -> dict:
+    """Runs every phase once on n rows, in this process."""
+    rng = np.random.default_rng(0)
+    ids, occurrence = random_ids(n, rng), np.zeros(n, np.int32)
+    columns = {"id": ids, "occurrence": occurrence, "row": np.arange(n)}
+    columns["score"] = rng.standard_normal(n, np.float32)
+    columns |= {"logit": columns["score"], "weight": np.exp(columns["score"])}
+    columns |= {"visits": np.ones(n, np.int32), "loss": np.abs(columns["score"])}
+    meta = selection_meta(
+        method="random",
+        arguments={},
+        fingerprint="benchmark",
+        raw=n,
+        skipped={},
+        model=None,
+        tokenizer=None,
+        max_len=None,
+        seed=0,
+    )
+    seconds = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "selector.parquet"
+        start = time.perf_counter()
+        write_selection(path, columns, meta)
+        seconds["write"] = time.perf_counter() - start
+        size = path.stat().st_size / 1e6
+        shuffled = ids.take(pa.array(rng.permutation(n)))
+        del columns, ids
+        start = time.perf_counter()
+        selection = read_selection(path)
+        seconds["read"] = time.perf_counter() - start
+        start = time.perf_counter()
+        selected = select_rows(shuffled, occurrence, selection, 0.8)
+        seconds["join and top-p"] = time.perf_counter() - start
+    assert len(selected.indices) == round(0.8 * n)
+    seconds["total"] = sum(seconds.values())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    return {
+        "n": n,
+        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+        "peak_rss_mb": round(peak),
+        "file_mb": round(size, 1),
+        "cores": os.cpu_count(),
+        "commit": commit(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000], help="rows to measure")
+    rows = parser.parse_args().rows
+    if len(rows) == 1:
+        print(json.dumps(measure(rows[0])))
+        return
+    results = []
+    for n in rows:
+        command = [sys.executable, __file__, "--rows", str(n)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        results.append(json.loads(done.stdout.splitlines()[-1]))
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,321 @@
+"""Charts of the report: pure functions from numbers to SVG that follows the page.
+
+No chart has a viewBox: x is in per cent of the width, y in pixels, so bars stretch with the page
+while text keeps its size on a phone. Colours are CSS classes, so light, dark and print need one
+drawing. Every mark carries a <title>, which a pointer shows and a screen reader says.
+"""
+
+import math
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+from markupsafe import Markup
+
+TICK_ROOM = 34  # pixels under the plot for tick labels and the axis name
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers within [low, high], at most `count` steps apart.
+
+    Example:
+        >>> ticks(0.0, 1.0, 5)
+        [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    """
+    if not high > low:
+        return [low]
+    raw = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(k * step, 12) for k in range(first, last + 1)]
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A short text for a number: thousands grouped, `digits` significant, true minus sign.
+
+    Example:
+        >>> number(16800), number(0.04321), number(-2.0)
+        ('16,800', '0.0432', '−2')
+    """
+    if value != value:
+        return "not a number"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size >= 1e7 or size < 1e-4:
+        mantissa, exponent = f"{size:.{digits - 1}e}".split("e")
+        text = f"{_bare(mantissa)}e{int(exponent)}".replace("e-", "e−")
+    else:
+        places = max(0, digits - 1 - math.floor(math.log10(size)))
+        text = _bare(f"{size:,.{places}f}")
+    return ("−" if value < 0 else "") + text
+
+
+def _bare(text: str) -> str:
+    """The digits without zeros that end a fraction."""
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A share in [0, 1] as per cent; never rounds a share that is not 0 or 1 to 0 or 100."""
+    text = f"{100 * share:.{digits}f}"
+    edge = 10.0**-digits
+    if share > 0 and float(text) == 0:
+        return f"<\u00a0{edge:g}\u00a0%"
+    if share < 1 and float(text) == 100:
+        return f">\u00a0{100 - edge:g}\u00a0%"
+    return _bare(text) + "\u00a0%"
+
+
+def _chart(height: int, label: str, marks: Sequence[Markup]) -> Markup:
+    """The frame of one chart; `label` says in words what it shows."""
+    return Markup(
+        '<svg class="chart" role="img" aria-label="{0}" width="100%" height="{1}">{2}</svg>'
+    ).format(label, height + TICK_ROOM, Markup("").join(marks))
+
+
+def _y_axis(height: int, top: float, label) -> list[Markup]:
+    """Grid lines from 0 to `top`, each with its label at the left, outside the plot."""
+    marks = []
+    for tick in ticks(0, top, 5):
+        y = height * (1 - tick / top)
+        marks.append(
+            Markup(
+                '<line class="grid" x1="0" x2="100%" y1="{0:.1f}" y2="{0:.1f}"/>'
+                '<text class="tick end" x="-6" y="{1:.1f}">{2}</text>'
+            ).format(y, y + 4, label(tick))
+        )
+    return marks
+
+
+def _x_axis(height: int, low: float, high: float, name: str, count: int = 8) -> list[Markup]:
+    """The base line, round ticks under it, and the axis name."""
+    marks = [Markup('<line class="axis" x1="0" x2="100%" y1="{0}" y2="{0}"/>').format(height)]
+    for tick in ticks(low, high, count):
+        share = 50.0 if high == low else 100 * (tick - low) / (high - low)
+        anchor = "start" if share < 3 else "end" if share > 97 else "mid"
+        marks.append(
+            Markup('<text class="tick {0}" x="{1:.2f}%" y="{2}">{3}</text>').format(
+                anchor, share, height + 15, number(tick)
+            )
+        )
+    marks.append(
+        Markup('<text class="name mid" x="50%" y="{0}">{1}</text>').format(height + 31, name)
+    )
+    return marks
+
+
+def _rect(kind: str, x: float, width: float, y: float, height: float, title: str) -> Markup:
+    """A bar: x and width in per cent, y and height in pixels."""
+    return Markup(
+        '<rect class="{0}" x="{1:.3f}%" width="{2:.3f}%" y="{3:.2f}" height="{4:.2f}">'
+        "<title>{5}</title></rect>"
+    ).format(kind, x, width, y, height, title)
+
+
+def score_histogram(
+    edges: np.ndarray, kept: np.ndarray, dropped: np.ndarray, threshold: float, height: int = 220
+) -> Markup:
+    """Rows by score, dropped under kept in each bin, with the line of the lowest kept score.
+
+    Args:
+        edges: float [B + 1], bin edges, ascending.
+        kept: int [B], rows kept in each bin.
+        dropped: int [B], rows dropped in each bin.
+        threshold: lowest score that is kept, in the unit of `edges`.
+        height: pixels of the plot.
+    """
+    top = max(1, int((kept + dropped).max()))
+    low, high = float(edges[0]), float(edges[-1])
+    width = 100 / len(kept)
+    marks = _y_axis(height, top, number)
+    for b, (k, d) in enumerate(zip(kept.tolist(), dropped.tolist(), strict=True)):
+        if not k + d:
+            continue
+        title = f"score {number(edges[b])} to {number(edges[b + 1])}: {k:,} kept, {d:,} dropped"
+        h_kept, h_dropped = height * k / top, height * d / top
+        if d:
+            marks.append(_rect("dropped", b * width, width, height - h_dropped, h_dropped, title))
+        if k:
+            y = height - h_dropped - h_kept
+            marks.append(_rect("kept", b * width, width, y, h_kept, title))
+    marks += _x_axis(height, low, high, "score (higher: agrees more with the safe set)")
+    x = min(100.0, max(0.0, 100 * (threshold - low) / (high - low)))
+    anchor, offset = ("end", -6) if x > 50 else ("start", 6)
+    marks.append(
+        Markup(
+            '<line class="cut" x1="{0:.2f}%" x2="{0:.2f}%" y1="-14" y2="{1}"/>'
+            '<text class="cutname {2}" x="{0:.2f}%" dx="{3}" y="-5">kept from {4}</text>'
+        ).format(x, height, anchor, offset, number(threshold, 4))
+    )
+    total_kept, total_dropped = int(kept.sum()), int(dropped.sum())
+    label = (
+        f"Histogram of scores: {total_kept:,} rows kept at {number(threshold, 4)} and above, "
+        f"{total_dropped:,} dropped, over scores {number(low)} to {number(high)}"
+    )
+    return _chart(height, label, marks)
+
+
+def share_columns(
+    names: Sequence[str], shares: np.ndarray, overall: float, axis: str, height: int = 160
+) -> Markup:
+    """One column a group with the share kept, and a line at the share kept overall.
+
+    Args:
+        names: one text a group, shown under its column.
+        shares: float [G], share kept in [0, 1].
+        overall: share kept of all rows.
+        axis: what the groups are.
+        height: pixels of the plot.
+    """
+    width = 100 / len(names)
+    marks = _y_axis(height, 1.0, lambda tick: percent(tick, 0))
+    for g, (name, share) in enumerate(zip(names, shares.tolist(), strict=True)):
+        h = height * share
+        title = f"{axis} {name}: {percent(share)} kept"
+        marks.append(_rect("kept", g * width + width * 0.12, width * 0.76, height - h, h, title))
+    every = 1 if len(names) <= 5 else 3
+    for g in range(0, len(names), every):
+        place = (g * width, "start") if g == 0 else ((g + 0.5) * width, "mid")
+        place = ((g + 1) * width, "end") if g == len(names) - 1 > 0 else place
+        marks.append(
+            Markup('<text class="tick {0}" x="{1:.2f}%" y="{2}">{3}</text>').format(
+                place[1], place[0], height + 15, names[g]
+            )
+        )
+    y = height * (1 - overall)
+    marks.append(
+        Markup(
+            '<line class="axis" x1="0" x2="100%" y1="{0}" y2="{0}"/>'
+            '<text class="name mid" x="50%" y="{1}">{2}</text>'
+            '<line class="cut" x1="0" x2="100%" y1="{3:.1f}" y2="{3:.1f}"/>'
+        ).format(height, height + 31, axis, y)
+    )
+    said = "; ".join(f"{n}: {percent(s)}" for n, s in zip(names, shares.tolist(), strict=True))
+    return _chart(height, f"Share kept by {axis}. Overall {percent(overall)}. {said}", marks)
+
+
+def _path(x: np.ndarray, y: np.ndarray, low: float, high: float) -> str:
+    """Points "x,y x,y" in a 100 by 100 box, y upwards from `low` to `high`."""
+    span = (high - low) or 1.0
+    px = 100 * (x - x[0]) / ((x[-1] - x[0]) or 1)
+    py = 100 * (1 - (y - low) / span)
+    return " ".join(f"{a:.2f},{b:.2f}" for a, b in zip(px, py, strict=True))
+
+
+def curve(
+    x: np.ndarray,
+    y: np.ndarray,
+    name: str,
+    axis: str,
+    *,
+    low: np.ndarray | None = None,
+    high: np.ndarray | None = None,
+    bounds: tuple[float, float] | None = None,
+    height: int = 110,
+) -> Markup:
+    """A line of y over x, with a band from `low` to `high` behind it when given.
+
+    Args:
+        x: float [P], ascending.
+        y: float [P], finite.
+        name: what y is.
+        axis: what x is.
+        low: float [P], lower edge of the band.
+        high: float [P], upper edge of the band.
+        bounds: ends of the y axis; not given, those of the values.
+        height: pixels of the plot.
+    """
+    floor, ceil = bounds or (
+        float(np.min(y if low is None else low)),
+        float(np.max(y if high is None else high)),
+    )
+    shown = ticks(floor, ceil, 4)
+    if ceil == floor:
+        floor, ceil = floor - 0.5 * (abs(floor) or 1), ceil + 0.5 * (abs(ceil) or 1)
+    marks = []
+    for tick in shown:
+        py = height * (1 - (tick - floor) / (ceil - floor))
+        marks.append(
+            Markup(
+                '<line class="grid" x1="0" x2="100%" y1="{0:.1f}" y2="{0:.1f}"/>'
+                '<text class="tick end" x="-6" y="{1:.1f}">{2}</text>'
+            ).format(py, py + 4, number(tick))
+        )
+    marks += _x_axis(height, float(x[0]), float(x[-1]), axis, 5)
+    if len(x) == 1:
+        py = height * (1 - (float(y[0]) - floor) / (ceil - floor))
+        marks.append(Markup('<circle class="dot" cx="50%" cy="{0:.1f}" r="4"/>').format(py))
+    else:
+        band = Markup("")
+        if low is not None and high is not None:
+            there = _path(x, high, floor, ceil)
+            back = " ".join(reversed(_path(x, low, floor, ceil).split()))
+            band = Markup('<polygon class="band" points="{0} {1}"/>').format(there, back)
+        marks.append(
+            Markup(
+                '<svg x="0" y="0" width="100%" height="{0}" viewBox="0 0 100 100" '
+                'preserveAspectRatio="none">{1}<polyline class="line" points="{2}"/></svg>'
+            ).format(height, band, _path(x, y, floor, ceil))
+        )
+    label = (
+        f"{name} over {axis}: from {number(float(y[0]))} to {number(float(y[-1]))}, "
+        f"between {number(float(y.min()))} and {number(float(y.max()))}"
+    )
+    return _chart(height, label, marks)
+
+
+def share_bar(share: float, overall: float) -> Markup:
+    """A bar for a table cell: the share kept, with a mark at the share kept overall."""
+    return Markup(
+        '<svg class="bar" aria-hidden="true" width="100%" height="14">'
+        '<rect class="dropped" x="0" y="1" width="100%" height="12"/>'
+        '<rect class="kept" x="0" y="1" width="{0:.2f}%" height="12"/>'
+        '<line class="cut" x1="{1:.2f}%" x2="{1:.2f}%" y1="0" y2="14"/></svg>'
+    ).format(100 * share, 100 * overall)
+
+
+def whisker(value: float, low: float, high: float, top: float = 1.0) -> Markup:
+    """A dot with its interval on the scale 0 to `top`, for a table cell."""
+
+    def place(v: float) -> float:
+        return 100 * min(1.0, max(0.0, v / top))
+
+    return Markup(
+        '<svg class="whisker" aria-hidden="true" width="100%" height="14">'
+        '<line class="axis" x1="0" x2="100%" y1="7" y2="7"/>'
+        '<line class="span" x1="{0:.2f}%" x2="{1:.2f}%" y1="7" y2="7"/>'
+        '<circle class="dot" cx="{2:.2f}%" cy="7" r="4"/></svg>'
+    ).format(place(low), place(high), place(value))
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them.
+
+    Example:
+        >>> duration(4.2), duration(75), duration(7260)
+        ('4.2 s', '1 min 15 s', '2 h 1 min')
+    """
+    if seconds < 60:
+        return f"{number(seconds, 2)} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def visible(text: str) -> str:
+    """Text with control and direction-override characters replaced, so nothing hides in a row."""
+    return "".join("\ufffd" if _hides(character) else character for character in text)
+
+
+def _hides(character: str) -> bool:
+    if character in "\n\t":
+        return False
+    return unicodedata.category(character) in ("Cc", "Cs") or character in _OVERRIDES
+
+
+_OVERRIDES = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")

@@ -1,0 +1,336 @@
+"""The sections of the report: each function turns arrays into what the template prints."""
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import rankdata
+
+from seal.assess.report import figures
+from seal.assess.report.figures import number, percent
+from seal.assess.report.rows import MAX_GROUPS, Groups, Origin, Scored, row_text, tenths
+from seal.assess.report.runs import Arm, Series, thin
+from seal.assess.statistics import auroc
+
+_BINS = 48
+_MEASURES = {
+    "refusal": "harmful prompts refused",
+    "over_refusal": "harmless prompts refused",
+    "utility": "harmless prompts answered right",
+}
+
+
+def kept_summary(scored: Scored, topp: float) -> dict:
+    """Counts and the cut: how many rows are kept and how sharply the threshold parts them."""
+    kept = int(scored.kept.sum())
+    total = len(scored.kept)
+    best_dropped = scored.score[~scored.kept].max() if kept < total else None
+    tied = int((scored.score == scored.threshold).sum())
+    return {
+        "kept": kept,
+        "dropped": total - kept,
+        "total": total,
+        "topp": topp,
+        "share": kept / total,
+        "threshold": scored.threshold,
+        "gap": None if best_dropped is None else scored.threshold - float(best_dropped),
+        "tied": tied if best_dropped == scored.threshold else 0,
+        "unvisited": int((scored.selection.visits == 0).sum()),
+        "weights": _weights(scored),
+    }
+
+
+def _weights(scored: Scored) -> dict | None:
+    """Spread of the weights, None when they are all one."""
+    weight = scored.selection.weight.astype(np.float64)
+    if np.ptp(weight) < 1e-6:
+        return None
+    return {
+        "effective": float(weight.sum() ** 2 / (weight**2).sum()),
+        "low": float(weight.min()),
+        "high": float(weight.max()),
+    }
+
+
+def histogram(scored: Scored) -> dict:
+    """The score histogram. Far-off scores are counted in the first and last bin, and said."""
+    score = scored.score
+    low, high = float(score.min()), float(score.max())
+    inner_low, inner_high = np.quantile(score, [0.005, 0.995], method="inverted_cdf")
+    outside = 0
+    if high - low > 3 * (inner_high - inner_low) > 0:
+        low, high = (
+            float(min(inner_low, scored.threshold)),
+            float(max(inner_high, scored.threshold)),
+        )
+        outside = int(((score < low) | (score > high)).sum())
+    if high <= low:
+        margin = 0.5 * (abs(low) or 1.0)
+        low, high = low - margin, high + margin
+    inside = np.clip(score, low, high)
+    edges = np.linspace(low, high, _BINS + 1)
+    kept, _ = np.histogram(inside[scored.kept], edges)
+    dropped, _ = np.histogram(inside[~scored.kept], edges)
+    return {
+        "figure": figures.score_histogram(edges, kept, dropped, scored.threshold),
+        "outside": outside,
+    }
+
+
+def group_table(scored: Scored, name: str, groups: Groups) -> dict:
+    """One line a group: rows, kept, dropped, shares, median score; names least kept first.
+
+    Groups past the `MAX_GROUPS` largest are summed up in one line.
+    """
+    present = groups.code >= 0
+    code, kept = groups.code[present], scored.kept[present]
+    score = scored.score[present]
+    size = len(groups.names)
+    rows, stay = np.bincount(code, minlength=size), np.bincount(code[kept], minlength=size)
+    order = range(size) if groups.ordered else np.argsort(-rows, kind="stable").tolist()
+    largest = [g for g in order if rows[g]]
+    shown, rest = largest[:MAX_GROUPS], largest[MAX_GROUPS:]
+    lines = [
+        _group_line(groups.names[g], rows[g], stay[g], rows, stay, np.median(score[code == g]))
+        for g in shown
+    ]
+    if not groups.ordered:
+        lines.sort(key=lambda line: (line["share"], -line["rows"]))
+    if rest:
+        title = f"{len(rest):,} other values"
+        median = np.median(score[np.isin(code, rest)])
+        lines.append(_group_line(title, rows[rest].sum(), stay[rest].sum(), rows, stay, median))
+    return {
+        "name": name,
+        "lines": lines,
+        "ordered": groups.ordered,
+        "absent": int((~present).sum()),
+    }
+
+
+def _group_line(title, rows, kept, all_rows, all_kept, median) -> dict:
+    """Numbers of one group; `all_rows` and `all_kept` are int [G] over every group."""
+    total, total_kept = int(all_rows.sum()), int(all_kept.sum())
+    dropped, total_dropped = int(rows - kept), total - total_kept
+    share = int(kept) / int(rows)
+    return {
+        "name": title,
+        "rows": int(rows),
+        "kept": int(kept),
+        "dropped": dropped,
+        "share": share,
+        "of_all": int(rows) / total,
+        "of_dropped": dropped / total_dropped if total_dropped else 0.0,
+        "median": float(median),
+        "bar": figures.share_bar(share, total_kept / total),
+    }
+
+
+def length_bias(scored: Scored, length: np.ndarray) -> dict | None:
+    """Does the cut prefer short or long answers: medians, odds, rank correlation, by tenth.
+
+    Args:
+        scored: the rows.
+        length: float [N], characters of the answer, NaN where unknown.
+    """
+    known = np.isfinite(length)
+    length, kept, score = length[known], scored.kept[known], scored.score[known]
+    if not kept.any() or kept.all():
+        return None
+    groups = tenths(length)
+    size = len(groups.names)
+    rows = np.bincount(groups.code, minlength=size)
+    shares = np.bincount(groups.code[kept], minlength=size) / rows
+    longer = auroc(length, ~kept)
+    return {
+        "kept": float(np.median(length[kept])),
+        "dropped": float(np.median(length[~kept])),
+        "longer": longer,
+        "verdict": _length_verdict(longer),
+        "spearman": _spearman(length, score),
+        "figure": figures.share_columns(
+            groups.names, shares, float(kept.mean()), "answer length (characters)"
+        ),
+    }
+
+
+def _length_verdict(longer: float) -> str:
+    if abs(longer - 0.5) < 0.05:
+        return "Length says little about what was dropped."
+    what = "longer" if longer > 0.5 else "shorter"
+    how = "clearly" if abs(longer - 0.5) >= 0.15 else "somewhat"
+    return f"Dropped answers are {how} {what} than kept ones."
+
+
+def _spearman(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Rank correlation, None when one side is constant."""
+    a, b = rankdata(a), rankdata(b)
+    if not (np.ptp(a) and np.ptp(b)):
+        return None
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def row_lists(
+    scored: Scored,
+    origin: Origin | None,
+    length: np.ndarray | None,
+    groups: Sequence[tuple[str, Groups]],
+    shown: int,
+    redact_text: bool,
+) -> list[dict]:
+    """The rows most and least in agreement with the safe set, and those next to the cut."""
+    order, total, kept = scored.order, len(scored.order), int(scored.kept.sum())
+    near = max(1, shown // 2)
+    spans = [
+        ("bottom", "Least in agreement with the safe set", range(total - 1, -1, -1)[:shown]),
+        ("top", "Most in agreement with the safe set", range(total)[:shown]),
+    ]
+    if kept < total:
+        cut = range(max(0, kept - near), min(total, kept + near))
+        spans.append(("cut", "On either side of the cut", cut))
+
+    def row(rank: int) -> dict:
+        line = int(order[rank])
+        text = [] if origin is None or redact_text else row_text(origin, line)
+        labels = [(name, g.names[g.code[line]]) for name, g in groups if g.code[line] >= 0]
+        return {
+            "rank": rank + 1,
+            "kept": bool(scored.kept[line]),
+            "score": number(float(scored.score[line]), 4),
+            "loss": _measured(scored.loss[line]),
+            "length": None if length is None else _measured(length[line]),
+            "row": int(scored.selection.table["row"][line].as_py()),
+            "id": scored.selection.table["id"][line].as_py(),
+            "labels": labels,
+            "turns": text,
+        }
+
+    return [
+        {"key": k, "title": title, "rows": [row(r) for r in ranks]} for k, title, ranks in spans
+    ]
+
+
+def _measured(value: float) -> str | None:
+    return number(float(value), 4) if np.isfinite(value) else None
+
+
+def curves(series: Sequence[Series]) -> list[dict]:
+    """One small chart a logged key."""
+    drawn = []
+    for one in series:
+        if not len(one.value):
+            drawn.append({"name": one.name, "figure": None, "broken": one.broken, "last": None})
+            continue
+        line = thin(one)
+        figure = figures.curve(
+            line.step, line.mean, one.name, "optimizer step", low=line.low, high=line.high
+        )
+        drawn.append(
+            {"name": one.name, "figure": figure, "broken": one.broken, "last": one.value[-1]}
+        )
+    return drawn
+
+
+def is_ranking(name: str) -> bool:
+    """A logged key about the ranking itself: churn, agreement of ranks, effective sample size."""
+    words = name.lower().replace("/", "_").split("_")
+    return bool({"churn", "ess", "spearman", "overlap"} & set(words))
+
+
+def calibration(meta: dict) -> dict | None:
+    """The canary calibration written into the artefact, as texts and a chart."""
+    found = meta.get("calibration")
+    if not found:
+        return None
+    out = {"n": found.get("n"), "threshold": found.get("threshold"), "measures": [], "figure": None}
+    for key, title in (("auroc", "AUROC"), ("recall", "recall")):
+        if found.get(key) is not None:
+            low, high = found.get(f"{key}_interval") or (None, None)
+            out["measures"].append(measure(title, found[key], low, high))
+    if found.get("curve"):
+        kept, recall = np.asarray(found["curve"], np.float64).T
+        order = np.argsort(kept)
+        out["figure"] = figures.curve(
+            100 * kept[order],
+            recall[order],
+            "canaries dropped",
+            "rows kept, %",
+            bounds=(0.0, 1.0),
+            height=180,
+        )
+    return out
+
+
+def measure(title: str, value: float, low: float | None, high: float | None, n=None) -> dict:
+    """A share with its interval as text and a whisker; without interval it says so."""
+    known = low is not None and high is not None
+    return {
+        "title": title,
+        "value": value,
+        "low": low,
+        "high": high,
+        "n": n,
+        "text": percent(value),
+        "interval": f"{percent(low)} to {percent(high)}" if known else "no interval given",
+        "whisker": figures.whisker(value, low if known else value, high if known else value),
+    }
+
+
+def arms(found: Sequence[Arm]) -> dict:
+    """The evaluated models as one table: a column a measure, in the order of the file."""
+    names = list(dict.fromkeys(name for arm in found for name in arm.measures))
+    lines = []
+    for arm in found:
+        cells = [
+            measure(name, *arm.measures[name]) if name in arm.measures else None for name in names
+        ]
+        lines.append({"name": arm.name, "rows": arm.rows, "cells": cells})
+    titles = [_MEASURES.get(name, name.replace("_", " ")) for name in names]
+    return {"names": titles, "lines": lines, "has_rows": any(arm.rows is not None for arm in found)}
+
+
+def provenance(meta: dict) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The artefact's metadata as titled lists of names and texts, the nested ones apart."""
+    shown_elsewhere = {"command", "calibration", "seconds"}
+    flat = [
+        (key, _plain(value))
+        for key, value in meta.items()
+        if key not in shown_elsewhere and not isinstance(value, dict)
+    ]
+    nested = [
+        (key, [(k, _plain(v)) for k, v in value.items()])
+        for key, value in meta.items()
+        if key not in shown_elsewhere and isinstance(value, dict) and value
+    ]
+    return [("Run", flat), *((title.capitalize(), facts) for title, facts in nested)]
+
+
+def _plain(value) -> str:
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def verdict(page: dict) -> list[str]:
+    """Plain sentences for the top of the page; each is a count or a measured share."""
+    kept = page["kept"]
+    said = [
+        f"Rows were ranked by {page['method']} and the best "
+        f"{percent(kept['topp'])} kept; {kept['dropped']:,} rows are dropped."
+    ]
+    names = [table for table in page["tables"] if not table["ordered"] and len(table["lines"]) > 1]
+    if names:
+        lines = names[0]["lines"]
+        counts = [f"{x['kept']:,} of {x['rows']:,} “{x['name']}” rows" for x in lines[:3]]
+        more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
+        said.append(f"By {names[0]['name']}, what is kept: {', '.join(counts)}{more}.")
+    said += [_compared(evaluation["arms"]) for evaluation in page["evaluations"]]
+    return said
+
+
+def _compared(table: dict) -> str:
+    """The first measure of each arm in one sentence."""
+    name = table["names"][0]
+    cells = [(line["name"], line["cells"][0]) for line in table["lines"] if line["cells"][0]]
+    shares = [f"{arm} {cell['text']} ({cell['interval']})" for arm, cell in cells[:4]]
+    return f"{name[0].upper()}{name[1:]}: {'; '.join(shares)}."

@@ -1,0 +1,51 @@
+"""The `seal` command: look at a selector and use it, without a GPU and without deepspeed.
+
+One module a subcommand, each with two functions:
+
+    add_parser(subparsers)                       names its flags and `set_defaults(run=run)`
+    run(args: argparse.Namespace) -> (dict, str) the result for --json, and the same for a reader
+"""
+
+import argparse
+import json
+import os
+import sys
+
+from seal import __version__
+from seal.command import compare, convert, doctor, export, merge, show
+from seal.errors import InputError
+
+SUBCOMMANDS = (show, export, compare, convert, merge, doctor)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every subcommand; each also has `--json`."""
+    parser = argparse.ArgumentParser(prog="seal", description=__doc__.splitlines()[0])
+    parser.add_argument("--version", action="version", version=f"seal {__version__}")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    for module in SUBCOMMANDS:
+        module.add_parser(subparsers)
+    for subparser in subparsers.choices.values():
+        subparser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one subcommand.
+
+    Returns:
+        the exit status: 0, 1 when a check failed (the result's `ok` is false), or 2 after one
+        line `error: ...` for bad input.
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        result, text = args.run(args)
+        print(json.dumps(result, ensure_ascii=False, allow_nan=False) if args.json else text)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `seal show ... | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 1 if result.get("ok") is False else 0

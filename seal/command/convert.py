@@ -1,0 +1,39 @@
+"""`seal convert`: a published selector (a bare tensor, .pt) into a selection artefact."""
+
+import argparse
+
+from seal.command.dataset import add_dataset_flags, read_rows
+from seal.selection.artefact import save_selection
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "convert", help="turn a published .pt selector into a .parquet one", description=__doc__
+    )
+    parser.add_argument("file", help="the published selector (.pt)")
+    add_dataset_flags(parser, required=True)
+    parser.add_argument("--selector_tokenizer", required=True, help="tokenizer it was trained with")
+    parser.add_argument("--selector_max_len", type=int, default=2048, help="its max_len, in tokens")
+    parser.add_argument(
+        "--input_template",
+        default="Human: {}\nAssistant: ",
+        help="the template it was trained with",
+    )
+    parser.add_argument("--out", required=True, help="the .parquet file to write")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> tuple[dict, str]:
+    from transformers import AutoTokenizer
+
+    from seal.selection.published import published_selection
+
+    rows = read_rows(args)
+    tokenizer = AutoTokenizer.from_pretrained(args.selector_tokenizer)
+    selection = published_selection(
+        args.file, rows, tokenizer, args.selector_max_len, args.input_template
+    )
+    save_selection(args.out, selection)
+    counts = selection.meta["dataset"]
+    result = {"file": args.file, "out": args.out, "dataset": counts}
+    return result, f"{counts['scored']} of {counts['raw']} rows have a logit: {args.out}"

@@ -1,0 +1,42 @@
+"""The flags that name a dataset, and the rows they name."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import datasets
+
+
+def add_dataset_flags(parser: argparse.ArgumentParser, required: bool) -> None:
+    """Adds `--dataset` and the flags that decide its rows, spelt as in selector training."""
+    parser.add_argument(
+        "--dataset",
+        required=required,
+        help="the rows that were scored: files (.json .jsonl .csv .parquet), directories or hub "
+        "names, separated by commas",
+    )
+    parser.add_argument(
+        "--dataset_probs", default="1.0", help="blending probabilities, separated by commas"
+    )
+    parser.add_argument("--seed", type=int, default=42, help="seed of the blending")
+    parser.add_argument("--input_key", help="column of the prompt, when it is not recognised")
+    parser.add_argument("--output_key", help="column of the response, when it is not recognised")
+
+
+def read_rows(args: argparse.Namespace) -> "datasets.Dataset":
+    """The rows that the flags of `add_dataset_flags` name, with ids and occurrences."""
+    from seal.datasets import load_rows
+
+    return load_rows(
+        args.dataset,
+        probs=args.dataset_probs,
+        seed=args.seed,
+        input_key=args.input_key,
+        output_key=args.output_key,
+    )
+
+
+def row_keys(rows: "datasets.Dataset") -> tuple:
+    """(ids, occurrences) of the rows: pyarrow string [N] and numpy int32 [N]."""
+    table = rows.select_columns(["id", "occurrence"]).with_format("arrow")[:]
+    return table["id"], table["occurrence"].to_numpy()

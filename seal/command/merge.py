@@ -1,0 +1,56 @@
+"""`seal merge`: fold a LoRA adapter into its base model."""
+
+import argparse
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from seal.errors import InputError
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "merge", help="fold a LoRA adapter into its base model", description=__doc__
+    )
+    parser.add_argument("adapter", help="directory of the adapter (adapter_config.json)")
+    parser.add_argument("--out", required=True, help="directory of the merged model, to be made")
+    parser.add_argument("--base", help="base model, when it is not where training found it")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> tuple[dict, str]:
+    adapter, out = Path(args.adapter), Path(args.out)
+    if not (adapter / "adapter_config.json").is_file():
+        raise InputError(f"{adapter}: no adapter_config.json; give the directory of a LoRA adapter")
+    if out.exists():
+        raise InputError(f"{out} exists; give a directory that does not")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        base = _merge(adapter, args.base, folder)
+        folder.chmod(0o755)
+        os.replace(folder, out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    result = {"adapter": str(adapter), "base": base, "out": str(out)}
+    return result, f"merged {adapter} into {base}: {out}"
+
+
+def _merge(adapter: Path, base: str | None, folder: Path) -> str:
+    """Writes the merged model and its tokenizer to `folder`; returns the base model's name."""
+    from peft import PeftConfig, PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = base or PeftConfig.from_pretrained(adapter).base_model_name_or_path
+    try:
+        model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+        has_tokenizer = (adapter / "tokenizer_config.json").is_file()
+        tokenizer = AutoTokenizer.from_pretrained(adapter if has_tokenizer else base)
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"base model {base!r} cannot be read, give --base: {reason}") from error
+    merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    merged.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return base

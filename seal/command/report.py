@@ -1,0 +1,62 @@
+"""`seal report`: one HTML file that says what a selection kept, dropped, cost and led to."""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from seal.command.dataset import add_dataset_flags, read_rows
+
+EXAMPLE = """example:
+  seal report ckpt/demo_softmax.parquet --dataset demo/user.jsonl --topp 0.7 \\
+      --column provenance --metrics runs/selector/metrics.jsonl --out report.html
+"""
+
+
+def add_parser(subparsers) -> None:
+    """Adds the subcommand to what `add_subparsers` returned."""
+    parser = subparsers.add_parser(
+        "report",
+        help="write one HTML file on a selection: what was kept and dropped, cost, evaluation",
+        description="Writes one self-contained HTML file (no script, no network) on a selection.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("selection", type=Path, help="the selector's .parquet file")
+    parser.add_argument("--out", type=Path, default=Path("report.html"), help="file to write")
+    parser.add_argument("--topp", type=float, required=True, help="share of the rows kept, (0, 1]")
+    add_dataset_flags(parser, required=False)
+    parser.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        help="break the cut down by this column; may be repeated (default: provenance, source "
+        "and category where they exist)",
+    )
+    parser.add_argument("--metrics", type=Path, help="metrics.jsonl of the selector's training")
+    parser.add_argument("--results", type=Path, help="results.json of a comparison of arms")
+    parser.add_argument("--evaluation", type=Path, help="results.json of examples/evaluate.py")
+    parser.add_argument("--rows", type=int, default=10, help="rows shown in each list (default 10)")
+    parser.add_argument("--no_text", action="store_true", help="write no row text")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> tuple[dict, str]:
+    """Writes the report; returns where it is and its size in bytes, and the same for a reader."""
+    from seal.assess.report import write_report  # reads datasets: too slow for `seal --help`
+
+    path = write_report(
+        args.out,
+        selection=args.selection,
+        topp=args.topp,
+        dataset=None if args.dataset is None else read_rows(args),
+        results=args.results,
+        evaluation=args.evaluation,
+        metrics=args.metrics,
+        columns=args.column,
+        redact_text=args.no_text,
+        rows_shown=args.rows,
+        command=shlex.join(["seal", *sys.argv[1:]]),
+    )
+    size = path.stat().st_size
+    return {"report": str(path), "bytes": size}, f"wrote {path} ({size / 1000:.0f} kB)"

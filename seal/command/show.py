@@ -1,0 +1,108 @@
+"""`seal show`: what a selector holds, and the rows it likes best and least."""
+
+import argparse
+
+import numpy as np
+
+from seal.command.dataset import add_dataset_flags, read_rows, row_keys
+from seal.selection.artefact import Selection, read_selection
+
+_QUANTILES = (0, 1, 10, 25, 50, 75, 90, 99, 100)  # per cent
+_TEXT = 300  # characters of a message shown
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "show", help="what a selector holds, and its best and worst rows", description=__doc__
+    )
+    parser.add_argument("file", help="the selector (.parquet)")
+    parser.add_argument("--top", type=int, default=0, help="rows of highest score to list")
+    parser.add_argument("--bottom", type=int, default=0, help="rows of lowest score to list")
+    add_dataset_flags(parser, required=False)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> tuple[dict, str]:
+    selection = read_selection(args.file)
+    order = np.argsort(-selection.score, kind="stable")
+    lines = {"top": order[: args.top], "bottom": order[len(order) - args.bottom :][::-1]}
+    texts = _texts(args, selection, np.concatenate(list(lines.values())))
+    result = {"file": args.file, "meta": selection.meta, **summary(selection)}
+    for name, chosen in lines.items():
+        result[name] = [_line(selection, int(line), texts) for line in chosen]
+    return result, _render(result)
+
+
+def summary(selection: Selection) -> dict:
+    """Distribution of scores and weights; `ess` is the effective number of rows, (sum w)^2/sum w^2.
+
+    Entropy is in nats; that of equal weights is log N.
+    """
+    share = selection.weight.astype(np.float64) / len(selection)
+    positive = share[share > 0]
+    quantiles = np.percentile(selection.score, _QUANTILES)
+    return {
+        "score_percentiles": dict(zip(map(str, _QUANTILES), quantiles.tolist(), strict=True)),
+        "weights": {
+            "ess": float(share.sum() ** 2 / np.sum(share**2)),
+            "entropy": float(-np.sum(positive * np.log(positive))),
+            "max_entropy": float(np.log(len(selection))),
+            "max": float(selection.weight.max()),
+        },
+        "never_visited": int(np.count_nonzero(selection.visits == 0)),
+    }
+
+
+def _texts(args: argparse.Namespace, selection: Selection, lines: np.ndarray) -> dict:
+    """line -> messages, for those of `lines` that the dataset still holds."""
+    if args.dataset is None or len(lines) == 0:
+        return {}
+    rows = read_rows(args)
+    matched = selection.index.find(*row_keys(rows))
+    place = {int(matched[i]): int(i) for i in np.flatnonzero(np.isin(matched, lines))}
+    return {line: rows[i]["messages"] for line, i in place.items()}
+
+
+def _line(selection: Selection, line: int, texts: dict) -> dict:
+    values = selection.table.slice(line, 1).to_pylist()[0]
+    return {**values, "messages": texts.get(line)}
+
+
+def _render(result: dict) -> str:
+    meta, weights = result["meta"], result["weights"]
+    counts = meta["dataset"]
+    n = counts["scored"]
+    skipped = ", ".join(f"{reason} {count}" for reason, count in counts["skipped"].items())
+    arguments = " ".join(f"{name}={value}" for name, value in meta["arguments"].items())
+    scores = result["score_percentiles"].items()
+    table = {
+        "selector": f"{result['file']} (format {meta['format']})",
+        "method": f"{meta['method']} {arguments}".rstrip(),
+        "model": f"{meta['model']}, tokenizer {meta['tokenizer']}, max_len {meta['max_len']}",
+        "made by": ", ".join(f"{name} {version}" for name, version in meta["versions"].items()),
+        "commit": f"{meta['commit']}, seed {meta['seed']}",
+        "dataset": counts["fingerprint"],
+        "rows": f"raw {counts['raw']}, scored {n}, skipped: {skipped or 'none'}",
+        "score %": "  ".join(f"{percent:>8}" for percent, _ in scores),
+        "": "  ".join(f"{value:>8.4g}" for _, value in scores),
+        "weights": f"effective rows {weights['ess']:.1f} of {n} ({weights['ess'] / n:.1%}), "
+        f"entropy {weights['entropy']:.3f} of {weights['max_entropy']:.3f} nats, "
+        f"largest {weights['max']:.3g}",
+        "visits": f"{result['never_visited']} of {n} rows never seen in training",
+    }
+    parts = [f"{name:<9}  {value}" for name, value in table.items()]
+    for name in ("top", "bottom"):
+        parts += [f"\n{name} {len(result[name])}"] * bool(result[name])
+        parts += [_render_line(line) for line in result[name]]
+    return "\n".join(parts)
+
+
+def _render_line(line: dict) -> str:
+    loss = "" if line["loss"] is None else f"  loss {line['loss']:.4g}"
+    head = f"  row {line['row']}  score {line['score']:.5g}  weight {line['weight']:.4g}{loss}"
+    parts = [f"{head}  id {line['id']}"]
+    for message in line["messages"] or ():
+        text = " ".join(message["content"].split())
+        text = text if len(text) <= _TEXT else text[: _TEXT - 1] + "…"
+        parts.append(f"      {message['role']}: {text}")
+    return "\n".join(parts)

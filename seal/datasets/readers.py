@@ -1,0 +1,199 @@
+"""Files to rows: JSON, JSON lines, CSV and Parquet, plain or gzipped, text left as it is.
+
+Nothing here guesses a type from the looks of a text: "007" in a CSV stays "007", and a JSON
+string that looks like a date stays a string. (The loaders of pyarrow, pandas and `datasets` turn
+one or both into something else.)
+"""
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets.table import MemoryMappedTable
+
+from seal.datasets.cache import cache_path, fingerprint
+from seal.errors import InputError
+from seal.files import atomic_path
+
+SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+_BLOCK = 10_000  # records held as Python objects at a time
+_VERSION = 1  # of what is written to the cache
+
+Record = tuple[int, dict]  # line of the file (from 1), column -> value
+
+
+def file_suffix(path: Path) -> str:
+    """The suffix that says how to read `path`, without .gz and in lower case."""
+    return Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower()
+
+
+def read_files(paths: list[Path]) -> datasets.Dataset:
+    """All rows of `paths`, one after the other, with the union of their columns.
+
+    The rows are written once to the cache as Arrow, under the files' names, sizes and times, and
+    mapped from there. A column whose values differ in type keeps them as `datasets.Json`.
+
+    Raises:
+        InputError: A file is not readable as its suffix says (with the line), or no row is left.
+    """
+    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    name = fingerprint("files", _VERSION, stats)
+    target = cache_path(f"{name}.arrow")
+    if not target.exists():
+        table = _concat([table for path in paths for table in _tables(path)])
+        with atomic_path(target) as tmp, pa.ipc.new_stream(str(tmp), table.schema) as stream:
+            stream.write_table(table)
+    return datasets.Dataset(MemoryMappedTable.from_file(str(target)), fingerprint=name)
+
+
+def _tables(path: Path) -> Iterator[pa.Table]:
+    suffix = file_suffix(path)
+    try:
+        if suffix == ".parquet":
+            yield _parquet_table(path)
+        elif suffix in SUFFIXES:
+            records = _csv_records(path) if suffix == ".csv" else _json_records(path)
+            while block := list(islice(records, _BLOCK)):
+                yield _table(path, block)
+        else:
+            raise InputError(f"{path}: unknown suffix; known are {', '.join(SUFFIXES)} and .gz")
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path}: broken gzip file ({error}); copy it again") from error
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path}: cannot be read ({_first_line(error)})") from error
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a text file, numbered from 1."""
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                message = f"{path}: line {number} is not UTF-8 text; save the file as UTF-8"
+                raise InputError(message) from error
+
+
+def _json_records(path: Path) -> Iterator[Record]:
+    """One object a line, or one list of objects."""
+    lines = _lines(path)
+    for number, line in lines:
+        if line.isspace():
+            continue
+        if line.lstrip().startswith("[") and file_suffix(path) == ".json":
+            rest = "".join(text for _, text in lines)
+            values = _parse(path, number, line + rest)
+            yield from ((number, _object(path, f"item {i}", v)) for i, v in enumerate(values))
+            return
+        yield number, _object(path, f"line {number}", _parse(path, number, line))
+
+
+def _parse(path: Path, number: int, text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        line = number + error.lineno - 1 if isinstance(error, json.JSONDecodeError) else number
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else _first_line(error)
+        raise InputError(
+            f"{path}: line {line} is not JSON ({reason}); "
+            "a file holds one object a line or, with suffix .json, one list of objects"
+        ) from error
+
+
+def _object(path: Path, where: str, value: object) -> dict:
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: {where} holds a {type(value).__name__}, expected an object")
+    return value
+
+
+def _csv_records(path: Path) -> Iterator[Record]:
+    """Rows of a CSV file with a header; every value is text, quotes and newlines in it kept."""
+    csv.field_size_limit(2**31 - 1)  # the default stops at 131,072 characters
+    reader = csv.reader((line for _, line in _lines(path)), strict=True)
+    try:
+        header = next(reader, [])
+        for values in reader:
+            if not values:
+                continue
+            if len(values) != len(header):
+                raise InputError(
+                    f"{path}: line {reader.line_num} has {len(values)} values, the header "
+                    f"{len(header)}; quote the values that hold commas or newlines"
+                )
+            yield reader.line_num, dict(zip(header, values, strict=True))
+    except csv.Error as error:
+        raise InputError(f"{path}: line {reader.line_num} is not CSV ({error})") from error
+
+
+def _parquet_table(path: Path) -> pa.Table:
+    source = pa.BufferReader(gzip.decompress(path.read_bytes())) if path.suffix == ".gz" else path
+    with pq.ParquetFile(source) as file:
+        table = file.read().replace_schema_metadata(None)
+    table.validate(full=True)  # finds text that is not UTF-8
+    return table
+
+
+def _table(path: Path, records: list[Record]) -> pa.Table:
+    names = dict.fromkeys(name for _, record in records for name in record)
+    try:
+        return pa.table({n: _column([record.get(n) for _, record in records]) for n in names})
+    except UnicodeEncodeError as error:
+        line = next(line for line, record in records if not _is_unicode(record))
+        raise InputError(
+            f"{path}: line {line} holds half a surrogate pair, which is no text; repair or drop it"
+        ) from error
+
+
+def _is_unicode(record: dict) -> bool:
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _column(values: list) -> pa.Array:
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
+        return _as_json(values)
+
+
+def _as_json(values: list) -> pa.ExtensionArray:
+    """Values of several types in one column: `datasets` reads them back one by one."""
+    texts = [None if v is None else json.dumps(v, ensure_ascii=False) for v in values]
+    return pa.ExtensionArray.from_storage(pa.json_(), pa.array(texts, pa.string()))
+
+
+def _concat(tables: list[pa.Table]) -> pa.Table:
+    """One table with the union of the columns; absent values are null."""
+    for name in dict.fromkeys(name for table in tables for name in table.column_names):
+        if not _unifies([t.schema.field(name) for t in tables if name in t.column_names]):
+            tables = [_recode(table, name) for table in tables]
+    return pa.concat_tables(tables, promote_options="permissive")
+
+
+def _unifies(fields: list[pa.Field]) -> bool:
+    try:
+        pa.unify_schemas([pa.schema([field]) for field in fields], promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return False
+    return True
+
+
+def _recode(table: pa.Table, name: str) -> pa.Table:
+    if name not in table.column_names or table.schema.field(name).type == pa.json_():
+        return table
+    values = _as_json(table[name].to_pylist())
+    return table.set_column(table.column_names.index(name), name, values)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,1 @@
+"""Selectors on disk: the artefact, published files, and the one-pass scorers."""

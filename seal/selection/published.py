@@ -1,0 +1,119 @@
+"""Selectors as the paper published them: a bare tensor of logits in a `.pt` file.
+
+Such a file says nothing about its rows. Its logits number the rows that the published length
+filter let through, so they are matched by replaying that filter on the same dataset.
+"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from seal.errors import InputError
+from seal.selection.artefact import Selection, make_selection, read_selection, selection_meta
+
+if TYPE_CHECKING:
+    import datasets
+    from transformers import PreTrainedTokenizerBase
+
+INPUT_TEMPLATE = "Human: {}\nAssistant: "
+
+
+def read_published(path: str | os.PathLike) -> np.ndarray:
+    """Reads the logits of a bare-tensor file on the CPU; nothing in the file is executed.
+
+    Returns:
+        float32 [N].
+
+    Raises:
+        InputError: the file cannot be read, carries code, or is not a finite tensor of one
+            dimension.
+    """
+    import torch
+
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file; give a published selector (.pt)")
+    try:
+        logits = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises nearly any type on a file that is not its own
+        reason = str(error).split(". ")[0].splitlines()[0] if str(error) else repr(error)
+        raise InputError(f"{path}: refused, not a file of plain tensors: {reason:.200}") from error
+    if not isinstance(logits, torch.Tensor):
+        raise InputError(f"{path}: holds a {type(logits).__name__}, must be one tensor of logits")
+    if logits.ndim != 1 or len(logits) == 0:
+        raise InputError(f"{path}: shape {list(logits.shape)}, must be [N], a logit a row")
+    if logits.is_complex() or not torch.isfinite(logits).all():
+        raise InputError(f"{path}: has logits that are not finite real numbers")
+    return logits.detach().float().numpy()
+
+
+def published_selection(
+    path: str | os.PathLike,
+    rows: "datasets.Dataset",
+    tokenizer: "PreTrainedTokenizerBase",
+    max_len: int,
+    input_template: str = INPUT_TEMPLATE,
+) -> Selection:
+    """Gives each logit of a published file its row, by replaying the published length filter.
+
+    Args:
+        rows: the dataset it was trained on, as `seal.datasets.load_rows` gives it.
+        tokenizer, max_len (tokens), input_template: those it was trained with.
+
+    Raises:
+        InputError: the file is refused, or the filter lets through another number of rows.
+    """
+    from seal.datasets import published_length_filter
+
+    logits = read_published(path)
+    passed = np.asarray(published_length_filter(rows, tokenizer, max_len, input_template))
+    if len(passed) != len(logits):
+        raise InputError(
+            f"{path}: {len(logits)} logits, but {len(passed)} of {len(rows)} rows pass the "
+            f"published length filter at {max_len} tokens; the dataset, the tokenizer or the "
+            "max_len is not the one it was trained with"
+        )
+    keys = rows.select_columns(["id", "occurrence"]).with_format("arrow")[:].take(passed)
+    weight = np.exp(logits - logits.max(), dtype=np.float64)  # softmax but for its scale
+    columns = {"id": keys["id"], "occurrence": keys["occurrence"], "row": passed}
+    columns |= {"score": logits, "logit": logits, "weight": weight}
+    meta = selection_meta(
+        method="published",
+        arguments={"file": Path(path).name, "input_template": input_template},
+        fingerprint=rows._fingerprint,
+        raw=len(rows),
+        skipped={"published length filter": len(rows) - len(passed)},
+        model=None,
+        tokenizer=tokenizer.name_or_path,
+        max_len=max_len,
+        seed=None,
+    )
+    return make_selection(columns, meta)
+
+
+def load_selection(
+    path: str | os.PathLike,
+    rows: "datasets.Dataset | None" = None,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    max_len: int | None = None,
+    input_template: str = INPUT_TEMPLATE,
+) -> Selection:
+    """Reads a selector of either kind: an artefact (.parquet) or a published file (.pt).
+
+    The other arguments are needed for a `.pt` only, as in `published_selection`.
+
+    Raises:
+        InputError: another suffix, or a `.pt` without the dataset, tokenizer and max_len.
+    """
+    suffix = Path(path).suffix
+    if suffix == ".parquet":
+        return read_selection(path)
+    if suffix != ".pt":
+        raise InputError(f"{path}: a selector is a .parquet or a published .pt, got {suffix!r}")
+    if rows is None or tokenizer is None or max_len is None:
+        raise InputError(
+            f"{path}: a .pt does not name its rows; give the dataset it was trained on, "
+            "--selector_tokenizer and --selector_max_len"
+        )
+    return published_selection(path, rows, tokenizer, max_len, input_template)

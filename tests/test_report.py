@@ -1,0 +1,307 @@
+"""The report: its numbers are the artefact's, its row text is inert, what is absent is said."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from seal.assess.report import figures, write_report
+from seal.assess.report.rows import tenths
+from seal.assess.report.runs import read_metrics, thin
+from seal.datasets import load_rows
+from seal.errors import InputError
+from seal.selection.artefact import kept_mask, selection_meta, write_selection
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+EVIL = (
+    "</p></li><script>document.title='pwned'</script>"
+    "<img src=x onerror=\"document.title='pwned'\"><svg onload=\"document.title='pwned'\">"
+    "<a href=\"javascript:document.title='pwned'\">x</a>{{ 7 * 7 }} \u202eesrever\u0007"
+)
+ROWS = 400
+
+
+class Page(HTMLParser):
+    """Tags, attributes, visible text and table rows of a page."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags, self.attributes, self.text, self.table_rows = [], [], [], []
+        self.open = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        if tag == "tr":
+            self.table_rows.append([])
+        if tag in ("td", "th"):
+            self.table_rows[-1].append("")
+        self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if "style" in self.open:
+            return
+        self.text.append(data)
+        if {"td", "th"} & set(self.open):
+            self.table_rows[-1][-1] += data
+
+    def row(self, name: str) -> list[str]:
+        """Cells of the first table row whose header is `name`, without the empty bar."""
+        return next([cell for cell in row if cell] for row in self.table_rows if row[0] == name)
+
+
+def write_rows(path: Path) -> list[dict]:
+    """A dataset where every fifth row is planted, and row 0 attacks the page."""
+    rows = [
+        {
+            "prompt": f"Question {i}?",
+            "response": "word " * (1 + i % 37),
+            "provenance": "planted" if i % 5 == 0 else "benign",
+            "source": f"<i>{i % 30}</i>",
+            "hardness": i / ROWS,
+        }
+        for i in range(ROWS)
+    ]
+    rows[0]["response"] = EVIL
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return rows
+
+
+def write_scores(path: Path, dataset: Path, score: np.ndarray | None = None, **extra):
+    """An artefact of the dataset; planted rows score low."""
+    rows = load_rows(str(dataset))
+    place = np.asarray(rows["row"])
+    if score is None:
+        noise = np.random.default_rng(0).normal(size=len(rows))
+        score = np.where(place == 0, -9.0, noise - 6.0 * (place % 5 == 0))
+    columns = {"id": list(rows["id"]), "occurrence": np.asarray(rows["occurrence"]), "row": place}
+    columns |= {"score": score, "loss": np.where(place % 7 == 0, np.nan, 1 - score)}
+    meta = selection_meta(
+        method="penalty_gap",
+        arguments={"lr": 1e-5},
+        fingerprint="f" * 16,
+        raw=ROWS + 2,
+        skipped={"too long": 2},
+        model="demo/model",
+        tokenizer="demo/model",
+        max_len=64,
+        seed=0,
+    )
+    return write_selection(path, columns, meta | extra)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A directory with user.jsonl, sel.parquet, metrics.jsonl, results.json and report.html."""
+    folder = tmp_path_factory.mktemp("report")
+    write_rows(folder / "user.jsonl")
+    calibration = {"auroc": 0.98, "auroc_interval": [0.96, 0.99], "n": 100, "threshold": -3.5}
+    calibration |= {"recall": 0.97, "recall_interval": [0.91, 0.99]}
+    write_scores(
+        folder / "sel.parquet",
+        folder / "user.jsonl",
+        command="deepspeed train.py --name '<b>'",
+        calibration=calibration,
+    )
+    records = [{"step": s, "epoch": 0, "loss": 3 / (s + 1), "rank_churn": 0.5} for s in range(500)]
+    records[7]["loss"] = float("nan")
+    lines = "\n".join(json.dumps(record) for record in records)
+    (folder / "metrics.jsonl").write_text(lines + '\n{"step": 500, "lo')
+    arms = {"all rows": {"rows": ROWS, "refusal": 0.04}, "<em>ours</em>": {"refusal": 1.0}}
+    results = {"arms": arms, "n": {"refusal": 50}, "seconds": {"selector": 90.0, "sft": 31.0}}
+    (folder / "results.json").write_text(json.dumps(results))
+    write_report(
+        folder / "report.html",
+        selection=folder / "sel.parquet",
+        dataset=str(folder / "user.jsonl"),
+        results=folder / "results.json",
+        metrics=folder / "metrics.jsonl",
+        topp=0.7,
+        columns=("provenance", "source", "hardness"),
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(made) -> Page:
+    return Page((made / "report.html").read_text())
+
+
+def test_counts_are_those_of_the_artefact(made, page):
+    rows = load_rows(str(made / "user.jsonl"))
+    planted = np.asarray(rows["row"]) % 5 == 0
+    selection = write_scores(made / "again.parquet", made / "user.jsonl")
+    kept = kept_mask(selection.score, 0.7)
+    text = " ".join(page.text)
+    assert f"{kept.sum():,} of {ROWS} rows kept" in text
+    cells = page.row("planted")
+    assert cells[2:5] == [
+        str(planted.sum()),
+        str((kept & planted).sum()),
+        str((~kept & planted).sum()),
+    ]
+    assert cells[5] == "20\u00a0%"
+    bars = [re.findall(r"([\d,]+) kept, ([\d,]+) dropped$", t) for t in page.text]
+    bars = np.array([b[0] for b in bars if b], int)
+    assert len(bars) and set(map(tuple, bars)) <= {(k, d) for k in range(ROWS) for d in range(ROWS)}
+    seen = {t for t in page.text if re.search(r"kept, [\d,]+ dropped$", t)}
+    totals = np.array([re.findall(r"([\d,]+) kept, ([\d,]+) dropped$", t)[0] for t in seen], int)
+    assert totals.sum(0).tolist() == [kept.sum(), ROWS - kept.sum()]
+    assert figures.number(float(selection.score[kept].min()), 4) in text
+
+
+def test_a_column_with_many_values_is_summed_up(page):
+    rest = page.row("10 other values")
+    assert rest[2] == str(sum(1 for i in range(ROWS) if i % 30 >= 20))
+
+
+def test_numbers_are_cut_into_tenths_in_order(page):
+    tenth = page.row("0 to 0.0975")
+    assert tenth[2] == "40"
+
+
+def test_evaluation_calibration_cost_and_command_are_shown(page):
+    text = " ".join(page.text)
+    assert page.row("all rows")[1:] == ["400", "4\u00a0%0.5\u00a0% to 13.7\u00a0%, n 50"]
+    assert page.row("<em>ours</em>")[-1] == "100\u00a0%92.9\u00a0% to 100\u00a0%, n 50"
+    assert page.row("AUROC")[1:] == ["0.98", "0.96 to 0.99"]
+    assert page.row("total")[1:] == ["2 min 1 s"]
+    assert "deepspeed train.py --name '<b>'" in text
+    assert "1 values were not finite" in text
+    assert "Not given" not in text
+
+
+def test_nothing_active_or_remote_in_the_file(made, page):
+    html = (made / "report.html").read_text()
+    assert not {"script", "iframe", "object", "embed", "img", "form", "base"} & set(page.tags)
+    assert not [a for a in page.attributes if a[1].startswith("on") or a[1] in ("src", "style")]
+    links = [value for _, name, value in page.attributes if name in ("href", "xlink:href")]
+    assert all(link.startswith("#") or link == "data:," for link in links)
+    assert "url(" not in html and "@import" not in html
+    policies = [v for tag, name, v in page.attributes if tag == "meta" and name == "content"]
+    assert any("default-src 'none'" in policy and "script-src" not in policy for policy in policies)
+    shown = figures.visible(EVIL)
+    assert shown in "".join(page.text) and "\u202e" not in html and "{{" in shown
+    assert len(html) < 400_000
+
+
+def dump_dom(page: Path, profile: Path) -> tuple[str, str]:
+    """The page's DOM after loading, and what Chromium logged."""
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync"
+    flags += " --disable-background-networking --disable-component-update"
+    flags += " --enable-logging=stderr --v=0 --dump-dom"
+    command = [CHROMIUM, *flags.split(), f"--user-data-dir={profile}", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium to open the page")
+def test_chromium_runs_no_row_and_logs_nothing(made, tmp_path):
+    dom, log = dump_dom(made / "report.html", tmp_path / "profile")
+    assert "<title>SEAL report: sel.parquet</title>" in dom
+    assert "CONSOLE" not in log, log
+    (tmp_path / "bare.html").write_text(f"<title>before</title><p>{EVIL}</p>")
+    dom, _ = dump_dom(tmp_path / "bare.html", tmp_path / "control")
+    assert "<title>pwned</title>" in dom  # the same text, unescaped, does run here
+
+
+def test_redacted_report_has_no_row_text(made, tmp_path):
+    given = {"selection": made / "sel.parquet", "dataset": str(made / "user.jsonl"), "topp": 0.7}
+    out = write_report(tmp_path / "r.html", **given, columns=["provenance"], redact_text=True)
+    html = out.read_text()
+    assert "Question" not in html and "word" not in html and "pwned" not in html
+    assert "planted" in html and "left out of this report on request" in html
+    with pytest.raises(InputError, match="row text"):
+        write_report(tmp_path / "x.html", **given, columns=["response"], redact_text=True)
+    assert not (tmp_path / "x.html").exists()
+
+
+def test_absent_inputs_are_named(made, tmp_path):
+    write_scores(tmp_path / "sel.parquet", made / "user.jsonl")
+    out = write_report(tmp_path / "r.html", selection=tmp_path / "sel.parquet", topp=0.5)
+    text = " ".join(Page(out.read_text()).text)
+    for words in ("the dataset", "an evaluation", "training metrics", "a canary calibration"):
+        assert words in text.split("Not given")[1].split(".")[0]
+    assert "200 of 400 rows kept" in text
+
+
+def test_input_that_does_not_belong_is_refused(made, tmp_path):
+    given = {"selection": made / "sel.parquet", "topp": 0.7}
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps({"prompt": "another", "response": "dataset"}))
+    bad_results = tmp_path / "results.json"
+    bad_results.write_text(json.dumps({"arms": {"a": {"refusal": 93}}}))
+    bad_metrics = tmp_path / "metrics.jsonl"
+    bad_metrics.write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
+    for arguments, message in [
+        ({"dataset": str(other)}, "none of the 400 scored rows"),
+        ({"columns": ["source"]}, "need the dataset"),
+        ({"dataset": str(made / "user.jsonl"), "columns": ["nope"]}, "'nope' is not in"),
+        ({"results": bad_results}, "share in \\[0, 1\\]"),
+        ({"results": tmp_path / "absent.json"}, "cannot read"),
+        ({"metrics": bad_metrics}, "line 2 is not a JSON object"),
+        ({"rows_shown": -1}, "must be 0 or more"),
+        ({"topp": 80.0}, "topp must be in"),
+    ]:
+        with pytest.raises(InputError, match=message) as error:
+            write_report(tmp_path / "r.html", **(given | arguments))
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("score", [np.zeros(ROWS), np.r_[1e8, np.arange(ROWS - 1)]])
+@pytest.mark.parametrize("topp", [0.5, 1.0])
+def test_constant_and_far_off_scores(made, tmp_path, score, topp):
+    write_scores(tmp_path / "sel.parquet", made / "user.jsonl", score)
+    out = write_report(tmp_path / "r.html", selection=tmp_path / "sel.parquet", topp=topp)
+    text = " ".join(Page(out.read_text()).text)
+    assert ("share the score at the cut" in text) == (topp < 1 and not score.any())
+    assert ("score outside the axis" in text) == score.any()
+
+
+def test_a_shrunk_dataset_is_said(made, tmp_path):
+    lines = (made / "user.jsonl").read_text().splitlines()
+    fewer = tmp_path / "fewer.jsonl"
+    extra = json.dumps({"prompt": "new", "response": "row", "provenance": "benign"})
+    fewer.write_text("\n".join([extra, *lines[10:]]))
+    given = {"selection": made / "sel.parquet", "topp": 0.7, "dataset": str(fewer)}
+    text = " ".join(Page(write_report(tmp_path / "r.html", **given).read_text()).text)
+    assert "10 scored rows are not in" in text and "1 rows of" in text
+
+
+def test_thinned_metrics_keep_mean_and_extremes(made):
+    loss = next(s for s in read_metrics(made / "metrics.jsonl") if s.name == "loss")
+    line = thin(loss)
+    assert loss.broken == 1 and len(loss.value) == 499 and len(line.mean) == 150
+    assert line.high.max() == loss.value.max() and line.low.min() == loss.value.min()
+    assert (line.low <= line.mean).all() and (line.mean <= line.high).all()
+
+
+def test_tenths_never_part_equal_values():
+    values = np.r_[np.zeros(50), np.arange(1, 51), np.nan]
+    groups = tenths(values)
+    assert set(groups.code[:50]) == {0} and groups.code[-1] == -1
+    for g in range(len(groups.names)):
+        assert (groups.code == g).any()
+
+
+def test_texts_of_numbers():
+    assert [figures.number(x) for x in (16800, 0.04321, -2.0, 1e-5, 3.2e9)] == [
+        "16,800", "0.0432", "\u22122", "1e\u22125", "3.2e9",
+    ]  # fmt: skip
+    assert figures.percent(1 / 3000) == "<\u00a00.1\u00a0%"
+    assert figures.percent(2999 / 3000) == ">\u00a099.9\u00a0%"
+    assert figures.percent(1.0) == "100\u00a0%"
+    assert figures.ticks(0.0, 1.0, 5) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert [figures.duration(s) for s in (4.2, 75, 7260)] == ["4.2 s", "1 min 15 s", "2 h 1 min"]
