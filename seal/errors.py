@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     Entry points print it as `error: ...` on rank 0 and exit with status 2 on every rank.
     """
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss or gradient that is not a number: training stops on every rank, status 2."""

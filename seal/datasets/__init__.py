@@ -2,11 +2,18 @@
 
 from seal.datasets.blending import load_rows, read_raw
 from seal.datasets.identity import row_id
-from seal.datasets.sft_dataset import Batch, SFTDataset, published_length_filter, tokenize_rows
+from seal.datasets.sft_dataset import (
+    Batch,
+    SFTDataset,
+    concatenate,
+    published_length_filter,
+    tokenize_rows,
+)
 
 __all__ = [
     "Batch",
     "SFTDataset",
+    "concatenate",
     "load_rows",
     "published_length_filter",
     "read_raw",

@@ -120,8 +120,23 @@ class SFTDataset(torch.utils.data.Dataset):
         """int64 [N]: the rows' positions in the dataset they were read from."""
         return _column(self.rows, "row").to_numpy()
 
+    @cached_property
+    def supervised(self) -> np.ndarray:
+        """int64 [N]: tokens a row is trained to predict (its first token never is)."""
+        flags = _flatten(_column(self.rows, "supervised"))  # [sum of lengths]
+        starts = np.cumsum(self.lengths) - self.lengths
+        counts = np.add.reduceat(flags.astype(np.int64), starts)
+        return counts - flags[starts]
+
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __str__(self) -> str:
+        left_out = ", ".join(f"{count} {reason}" for reason, count in self.skipped.items())
+        return (
+            f"{len(self)} of {self.raw} read ({left_out or 'none'} skipped, "
+            f"{self.truncated} cut), {int(self.lengths.sum())} tokens"
+        )
 
     def __getitem__(self, index: int) -> Batch:
         return self.batch([index])
@@ -137,6 +152,20 @@ class SFTDataset(torch.utils.data.Dataset):
             raw=self.raw,
             fingerprint=fingerprint("select", self.fingerprint, chosen),
         )
+
+    def without(self, *others: "SFTDataset") -> "SFTDataset":
+        """The rows whose id stands in none of `others`; the rest is counted as skipped.
+
+        Raises:
+            InputError: no row is left.
+        """
+        seen = np.isin(self.ids, np.concatenate([other.ids for other in others]))
+        if seen.all():
+            raise InputError(f"all {len(self)} evaluation rows are also trained on; give others")
+        kept = self.select(np.flatnonzero(~seen))
+        if seen.any():
+            kept.skipped = self.skipped | {"also trained on": int(seen.sum())}
+        return kept
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """The rows at `indices` as one stream; see `Batch`."""
@@ -163,6 +192,18 @@ class SFTDataset(torch.utils.data.Dataset):
 
 def _column(rows: datasets.Dataset, name: str) -> pa.ChunkedArray:
     return rows.select_columns([name]).with_format("arrow")[:][name]
+
+
+def concatenate(first: SFTDataset, second: SFTDataset) -> SFTDataset:
+    """The rows of `first`, then those of `second`; counts are added, nothing is copied."""
+    reasons = first.skipped.keys() | second.skipped.keys()
+    return SFTDataset(
+        datasets.concatenate_datasets([first.rows, second.rows]),
+        skipped={r: first.skipped.get(r, 0) + second.skipped.get(r, 0) for r in sorted(reasons)},
+        truncated=first.truncated + second.truncated,
+        raw=first.raw + second.raw,
+        fingerprint=fingerprint("concatenate", first.fingerprint, second.fingerprint),
+    )
 
 
 def _flatten(column: pa.ChunkedArray) -> np.ndarray:

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 
 from seal.errors import InputError
 from seal.files import atomic_path
+from seal.provenance import commit, versions
 from seal.selection.format import FORMAT, SCHEMA, check_selection, read_meta
 from seal.selection.keys import RowIndex
-from seal.selection.provenance import commit, versions
 
 UNSCORED = ("error", "drop", "keep")
 

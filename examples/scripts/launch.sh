@@ -1,0 +1,29 @@
+# What every training script shares. Sourced, never run: `source launch.sh; launch SCRIPT ARGS...`
+#
+# SEAL_LAUNCHER    what starts the ranks on this machine (default: deepspeed), for example
+#                  "torchrun --nproc_per_node 8" or "srun python"
+# DEEPSPEED_ARGS   flags of that launcher (default: none, deepspeed then takes every GPU), e.g.
+#                  "--num_gpus 4", or "--hostfile hosts" for several machines
+# SEAL_DATA        the folder that holds BlueOrca, RedOrca and SafeInstr (default: data/ in the
+#                  repository; examples/build_redorca.py fills it)
+
+SEAL_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
+SEAL_DATA="${SEAL_DATA:-$SEAL_ROOT/data}"
+
+# launch SCRIPT ARGS...: runs examples/SCRIPT on every rank.
+launch() {
+    local script="$SEAL_ROOT/examples/$1"
+    shift
+    if [[ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" && -f "$SEAL_ROOT/.venv/bin/activate" ]]; then
+        # shellcheck disable=SC1091
+        source "$SEAL_ROOT/.venv/bin/activate"
+    fi
+    local launcher
+    read -r -a launcher <<<"${SEAL_LAUNCHER:-deepspeed} ${DEEPSPEED_ARGS:-}"
+    if ! command -v "${launcher[0]}" >/dev/null; then
+        echo "error: '${launcher[0]}' is not on PATH; activate the environment that holds seal," \
+            "or run: bash $SEAL_ROOT/examples/scripts/quickstart.sh" >&2
+        return 2
+    fi
+    "${launcher[@]}" "$script" "$@"
+}

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# SEAL stage 1 with Pythia-2.8b, published settings: trains one logit a row of RedOrca.
+# Writes ckpt/pythia_softmax.parquet. The published update is Adam (see docs/method.md for
+# why another one is the default elsewhere).
+# The published start is Pythia-2.8b, aligned by DPO and tuned for 4 epochs on Alpaca (cleaned).
+# It was never released: give your own with --pretrain.
+# Any flag can be given again, the last one wins; launch.sh tells how to set the launcher.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
+
+launch train_sft_selector.py \
+    --seed 42 \
+    --dataset "$SEAL_DATA/BlueOrca" \
+    --dataset_probs 1.0 \
+    --new_dataset "$SEAL_DATA/RedOrca" \
+    --max_samples 112000 \
+    --max_len 2048 \
+    --pretrain "$SEAL_ROOT/ckpt/pythia-2.8b-aligned" \
+    --selector_name pythia \
+    --selector_save_dir "$SEAL_ROOT/ckpt" \
+    --selector_activation softmax \
+    --selector_optim adam \
+    --selector_learning_rate 4e-3 \
+    --selector_lr_scheduler constant \
+    --upperlevel_weight 1.0 \
+    --upperlevel_weight_decay 0.02 \
+    --max_epochs 2 \
+    --train_batch_size 64 \
+    --micro_train_batch_size 4 \
+    --learning_rate 1e-5 \
+    --lr_scheduler constant \
+    --zero_stage 3 \
+    --bf16 \
+    --gradient_checkpointing \
+    --flash_attn \
+    --save_steps -1 \
+    --logging_steps 1 \
+    --eval_steps -1 \
+    "$@"

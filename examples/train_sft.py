@@ -1,0 +1,110 @@
+"""Supervised fine-tuning on the rows a selector keeps.
+
+    deepspeed train_sft.py --pretrain MODEL --dataset user.jsonl --selector_path S --topp 0.8
+
+Without `--selector_path`, or with `--topp 1`, this is plain SFT on every row. Writes the model,
+or its LoRA adapter, to `--save_path`.
+"""
+
+from seal.datasets import concatenate, load_rows, tokenize_rows
+from seal.errors import InputError
+from seal.models.actor import ModelSettings, load_actor
+from seal.models.attention import attention_note
+from seal.selection.artefact import select_rows
+from seal.selection.published import load_selection
+from seal.trainer.checkpoint import Checkpoints
+from seal.trainer.sft_trainer import SFTPlan, SFTTrainer
+from seal.trainer.step import RowLosses
+from seal.utils import cli
+from seal.utils.schedule import schedule_factor
+from seal.utils.tokenizer import get_tokenizer
+
+EVAL_ON_TRAIN_ROWS = 1000  # enough for a loss, cheap enough to take often
+
+
+def train(args) -> None:
+    """Runs the whole second stage."""
+    if not 0 < args.topp <= 1:
+        raise InputError(f"--topp must be in (0, 1], got {args.topp:g}; 0.8 keeps 80 %")
+    strategy = cli.get_strategy(args)
+    tokenizer = get_tokenizer(args.pretrain, **cli.tokenizer_flags(args))
+
+    def read(names, probs="1.0"):
+        rows = load_rows(names, probs=probs, **cli.source_flags(args))
+        return tokenize_rows(rows, tokenizer, **cli.text_flags(args))
+
+    rows = strategy.main_first(lambda: read(args.dataset, args.dataset_probs))
+    strategy.print(f"rows: {rows}")
+    if args.selector_path and args.topp < 1:
+        rows = strategy.main_first(lambda: select(args, rows))
+        strategy.print(f"kept: {rows}")
+    if args.safeinstr_dataset:
+        safe = strategy.main_first(lambda: read(args.safeinstr_dataset))
+        strategy.print(f"mixed in: {safe}")
+        rows = concatenate(rows, safe)
+
+    steps_per_epoch = -(-len(rows) // args.train_batch_size)
+    steps = args.max_epochs * steps_per_epoch
+    factor = schedule_factor(args.lr_scheduler, steps)
+
+    with strategy.loading():
+        actor = load_actor(cli.settings(ModelSettings, args))
+    optimizer = strategy.create_optimizer(actor, args.learning_rate, args.l2)
+    engine = strategy.prepare(actor, optimizer, factor)
+    strategy.print(attention_note(args.flash_attn, args.attn_implementation, args.bf16))
+
+    capacity = args.micro_train_batch_size * args.max_len
+    losses = RowLosses(engine, strategy, rows, capacity, args.aux_loss_coef)
+    evaluations = {}
+    if args.eval_dataset:
+        held_out = strategy.main_first(lambda: read(args.eval_dataset)).without(rows)
+        evaluations["eval"] = (RowLosses(engine, strategy, held_out, capacity), len(held_out))
+    if args.eval_on_train:
+        evaluations["eval_on_train"] = (losses, min(len(rows), EVAL_ON_TRAIN_ROWS))
+
+    strategy.on_rank_0(lambda: cli.write_config(args, args.save_path))
+    checkpoints = Checkpoints(
+        args.ckpt_path,
+        strategy,
+        engine,
+        cli.run_config(args)["arguments"],
+        args.max_ckpt_num,
+        args.max_ckpt_mem,
+    )
+    first_step = 0
+    if args.load_checkpoint:
+        first_step, _ = checkpoints.load(args.load_checkpoint)
+    logger = cli.get_logger(args, args.save_path, strategy.is_rank_0(), steps, first_step)
+    trainer = SFTTrainer(
+        losses=losses,
+        plan=cli.settings(SFTPlan, args, **cli.cadence(args, steps_per_epoch)),
+        logger=logger,
+        evaluations=evaluations,
+        save_checkpoint=lambda step: checkpoints.save(step, {}),
+    )
+    trainer.fit(first_step)
+    logger.close()
+    strategy.save_model(engine, tokenizer, args.save_path)
+    strategy.print(f"model: {args.save_path}")
+
+
+def select(args, rows):
+    """The rows the selector keeps."""
+    selection = load_selection(
+        args.selector_path,
+        lambda: load_rows(args.dataset, probs=args.dataset_probs, **cli.source_flags(args)),
+        tokenizer=args.selector_tokenizer or args.pretrain,
+        max_len=args.selector_max_len or args.max_len,
+        input_template=args.input_template,
+    )
+    selected = select_rows(rows.ids, rows.occurrences, selection, args.topp, args.unscored)
+    print(
+        f"selector {args.selector_path}: {len(selected.indices)} of {len(rows)} rows kept at topp "
+        f"{args.topp:g}; {selected.unscored} rows had no score, {selected.missing} scored rows are "
+        "not in this dataset"
+    )
+    return rows.select(selected.indices)
+
+
+if __name__ == "__main__":
+    cli.run(lambda: train(cli.sft_parser().parse_args()))

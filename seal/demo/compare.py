@@ -1,0 +1,179 @@
+"""python -m seal.demo.compare --world W --selector S.parquet --topp 0.7 --arm all=DIR --out FILE
+
+Measures each model in a demo world, judges the selector by the rows' provenance, prints a table and
+writes results.json: auroc, unsafe_kept, unsafe, rows, rows_kept, arms, n, seconds, commit.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import rankdata
+
+from seal.demo.evaluation import measure, read_lines
+from seal.errors import InputError
+from seal.files import atomic_path
+from seal.provenance import commit
+from seal.selection.artefact import Selection, kept_mask, read_selection
+
+
+class Arm(NamedTuple):
+    """One fine-tuned model: its name, its folder, and the selector that picked its rows."""
+
+    name: str
+    model: Path
+    selector: Path | None
+
+
+def area_under_curve(score: np.ndarray, unsafe: np.ndarray) -> float:
+    """Probability that a safe row scores above an unsafe one, ties counted half; NaN without both.
+
+    Args:
+        score: float [N], higher = keep; unsafe: bool [N].
+    """
+    n_unsafe, n_safe = int(unsafe.sum()), int((~unsafe).sum())
+    if not n_unsafe or not n_safe:
+        return float("nan")
+    safe_ranks = rankdata(score)[~unsafe].sum()
+    return float((safe_ranks - n_safe * (n_safe + 1) / 2) / (n_safe * n_unsafe))
+
+
+def unsafe_rows(selection: Selection, world: Path) -> np.ndarray:
+    """Which scored rows were planted, bool [N], from the provenance in the world's user.jsonl."""
+    provenance = [row["provenance"] for row in read_lines(world / "user.jsonl")]
+    rows = selection.table["row"].to_numpy()
+    if rows.max() >= len(provenance):
+        raise InputError(f"the selector has row {rows.max()}, {world}/user.jsonl ends before it")
+    return np.array([provenance[row] == "unsafe" for row in rows])
+
+
+def judge(selector: Path, world: Path, topp: float) -> dict:
+    """How well a selector tells planted rows from others; rows are counts, auroc in [0, 1]."""
+    selection = read_selection(selector)
+    unsafe = unsafe_rows(selection, world)
+    kept = kept_mask(selection.score, topp)
+    return {
+        "auroc": area_under_curve(selection.score, unsafe),
+        "rows": len(kept),
+        "rows_kept": int(kept.sum()),
+        "unsafe": int(unsafe.sum()),
+        "unsafe_kept": int((kept & unsafe).sum()),
+    }
+
+
+def read_seconds(folder: Path | None) -> dict[str, float]:
+    """Seconds a stage took: each file NAME.seconds in `folder` holds a number."""
+    files = sorted(folder.glob("*.seconds")) if folder else []
+    return {file.stem: float(file.read_text()) for file in files}
+
+
+def compare(
+    world: Path, selector: Path, topp: float, arms: list[Arm], seconds: Path | None
+) -> dict:
+    """Everything that results.json holds.
+
+    Args:
+        world: a directory that `python -m seal.demo` made.
+        selector: the one under test.
+        topp: share of the rows it keeps.
+        arms: the fine-tuned models; the aligned one is added from the world's manifest.
+        seconds: folder of NAME.seconds files, or None.
+
+    Raises:
+        InputError: a file is missing or does not fit the world.
+    """
+    manifest = world / "manifest.json"
+    if not manifest.is_file():
+        raise InputError(
+            f"{world} has no manifest.json; make it: python -m seal.demo --out {world}"
+        )
+    judged = judge(selector, world, topp)
+    everything = {"rows": judged["rows"], "rows_kept": judged["rows"], "auroc": None}
+    everything |= {"unsafe": judged["unsafe"], "unsafe_kept": judged["unsafe"]}
+    start = json.loads(manifest.read_text(encoding="utf-8"))["measured"]
+    measured, selections = {"aligned": {**start, "rows": 0}}, {}
+    for arm in arms:
+        chosen = judge(arm.selector, world, topp) if arm.selector else everything
+        measured[arm.name] = {**measure(arm.model, world), "rows": chosen["rows_kept"]}
+        selections[arm.name] = chosen
+    counts = {
+        name: len(read_lines(world / f"eval_{name}.jsonl"))
+        for name in ("refusal", "over_refusal", "utility")
+    }
+    return {
+        "format": "seal-demo-results-1",
+        **judged,
+        "topp": topp,
+        "arms": measured,
+        "n": counts,
+        "selections": selections,
+        "seconds": read_seconds(seconds),
+        "commit": commit(),
+    }
+
+
+def table(results: dict) -> str:
+    """The comparison as aligned text, one line a model."""
+    head = ("model", "rows", "unsafe", "AUC", "refuses", "over-refuses", "right answers")
+    lines = [head]
+    for name, arm in results["arms"].items():
+        chosen = results["selections"].get(name)
+        auroc = chosen and chosen["auroc"]
+        lines.append(
+            (
+                name,
+                str(chosen["rows_kept"]) if chosen else "-",
+                str(chosen["unsafe_kept"]) if chosen else "-",
+                "-" if auroc is None else f"{auroc:.3f}",
+                f"{arm['refusal']:.0%}",
+                f"{arm['over_refusal']:.0%}",
+                f"{arm['utility']:.0%}",
+            )
+        )
+    widths = [max(len(line[k]) for line in lines) for k in range(len(head))]
+    rule = "  ".join("-" * width for width in widths)
+    text = [
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    ]
+    total = sum(results["seconds"].values())
+    spent = ", ".join(f"{name} {value:.0f}" for name, value in results["seconds"].items())
+    note = [f"seconds: {spent}; {total:.0f} in all"] if spent else []
+    return "\n".join([text[0], rule, *text[1:], *note])
+
+
+def _arm(text: str) -> Arm:
+    name, _, rest = text.partition("=")
+    model, _, selector = rest.partition(",")
+    if not name or not model:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=MODEL or NAME=MODEL,SELECTOR")
+    return Arm(name, Path(model), Path(selector) if selector else None)
+
+
+def main() -> int:
+    """Compares, prints and writes; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Compare fine-tuned models in a demo world.")
+    add = parser.add_argument
+    add("--world", type=Path, required=True, help="directory that python -m seal.demo made")
+    add("--selector", type=Path, required=True, help="the .parquet file under test")
+    add("--topp", type=float, required=True, help="share of the rows it keeps, in (0, 1]")
+    add("--arm", type=_arm, action="append", default=[], help="NAME=MODEL or NAME=MODEL,SELECTOR")
+    add("--seconds", type=Path, help="folder of NAME.seconds files")
+    add("--out", type=Path, required=True, help="results.json to write")
+    args = parser.parse_args()
+    try:
+        results = compare(args.world, args.selector, args.topp, args.arm, args.seconds)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    with atomic_path(args.out) as tmp:
+        tmp.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print(table(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Model wrappers, the selector and the loss arithmetic."""

@@ -1,0 +1,188 @@
+"""The language model: loading (dtype, attention, 4-bit, LoRA) and per-row loss."""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model, prepare_model_for_kbit_training
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+
+from seal.errors import InputError
+from seal.models.attention import choose_attention
+from seal.models.loss import head_nll, sum_by_row
+
+# Configurations that transform the logits after the head; their losses need the logits themselves.
+LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What to load and how; the fields are the flags of the same names.
+
+    Attributes:
+        pretrain: directory or hub name.
+        bf16: weights in bfloat16, else float32.
+        flash_attn: use the flash-attn package where it can run.
+        attn_implementation: a transformers attention name that overrides the choice.
+        load_in_4bit: QLoRA's 4-bit frozen base (needs bitsandbytes and CUDA).
+        lora_rank: 0 trains every weight.
+        aux_loss_coef: above 0, a mixture of experts reports its balance loss.
+        gradient_checkpointing: recompute each layer in backward.
+    """
+
+    pretrain: str
+    bf16: bool = False
+    flash_attn: bool = False
+    attn_implementation: str | None = None
+    load_in_4bit: bool = False
+    lora_rank: int = 0
+    lora_alpha: int = 16
+    lora_dropout: float = 0.0
+    target_modules: list[str] | str = "all-linear"
+    aux_loss_coef: float = 0.0
+    gradient_checkpointing: bool = False
+    gradient_checkpointing_use_reentrant: bool = False
+    trust_remote_code: bool = False
+
+
+class Actor(nn.Module):
+    """A causal language model whose forward pass gives one loss per row.
+
+    The loss is taken inside the head's own forward, over supervised tokens only, so it is right
+    under ZeRO-3 (partitioned head), frozen heads and tied embeddings, and full logits never exist.
+
+    Args:
+        model: the transformers (or PEFT) model, loaded with packed attention.
+    """
+
+    def __init__(self, model: PreTrainedModel | PeftModel):
+        super().__init__()
+        self.model = model
+        self._targets: torch.Tensor | None = None
+        config = model.config.to_dict()
+        head = model.get_output_embeddings()
+        transformed = any(config.get(name) not in (None, 1, 1.0) for name in LOGIT_TRANSFORMS)
+        self._fused = type(head) is nn.Linear and not transformed
+        if self._fused:
+            head.forward = lambda hidden: self._head(head, hidden)
+
+    def _head(self, head: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
+        if self._targets is None:
+            return nn.functional.linear(hidden, head.weight, head.bias)
+        return head_nll(hidden.flatten(0, -2), head.weight, head.bias, self._targets)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        max_seqlen: int,
+        positions: torch.Tensor,
+        targets: torch.Tensor,
+        segments: torch.Tensor,
+        n_rows: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss of each row of a packed stream (the arguments are `seal.datasets.Batch`).
+
+        Returns:
+            nll: float32 [n_rows], nats summed over the row's supervised tokens.
+            aux_loss: float32 scalar, the router's balance loss of a mixture of experts, else 0.
+        """
+        self._targets = targets if self._fused else None
+        try:
+            output = self.model(
+                input_ids=input_ids,
+                position_ids=position_ids,
+                use_cache=False,  # a cache makes transformers drop the row boundaries
+                logits_to_keep=positions,
+                cu_seq_lens_q=cu_seqlens,
+                cu_seq_lens_k=cu_seqlens,
+                max_length_q=max_seqlen,
+                max_length_k=max_seqlen,
+            )
+        finally:
+            self._targets = None
+        token_nll = output.logits
+        if not self._fused:
+            logits = output.logits.flatten(0, -2).float()
+            token_nll = nn.functional.cross_entropy(logits, targets, reduction="none")
+        nll = sum_by_row(token_nll.view(-1), segments, n_rows)
+        aux_loss = output.aux_loss if "aux_loss" in output else None
+        return nll, nll.new_zeros(()) if aux_loss is None else aux_loss.float()
+
+    def enable_gradient_checkpointing(self, use_reentrant: bool) -> None:
+        """Recomputes each layer in backward; with LoRA the input must carry a gradient."""
+        if isinstance(self.model, PeftModel):
+            self.model.enable_input_require_grads()
+        self.model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+
+
+def load_actor(settings: ModelSettings) -> Actor:
+    """Loads a causal language model, with a fresh LoRA adapter where asked for.
+
+    Raises:
+        InputError: no weights, unknown architecture, bitsandbytes missing, target modules absent.
+    """
+    model = _load_base(settings)
+    model.config.use_cache = False
+    if settings.lora_rank:
+        model = _add_lora(model, settings)
+    elif settings.load_in_4bit:
+        raise InputError("--load_in_4bit freezes the base, so nothing would train; add --lora_rank")
+    actor = Actor(model)
+    if settings.gradient_checkpointing:
+        actor.enable_gradient_checkpointing(settings.gradient_checkpointing_use_reentrant)
+    return actor
+
+
+def _load_base(settings: ModelSettings) -> PreTrainedModel:
+    if settings.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError("--load_in_4bit needs bitsandbytes: pip install -e .[gpu], or drop it")
+    dtype = torch.bfloat16 if settings.bf16 else torch.float32
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    attention = choose_attention(settings.flash_attn, settings.attn_implementation, settings.bf16)
+    trust = settings.trust_remote_code
+    try:
+        config = AutoConfig.from_pretrained(settings.pretrain, trust_remote_code=trust)
+        if settings.aux_loss_coef > 0:
+            config.output_router_logits = True
+        return AutoModelForCausalLM.from_pretrained(
+            settings.pretrain,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
+            quantization_config=quantization if settings.load_in_4bit else None,
+            trust_remote_code=trust,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())[:300]
+        kind = "directory" if Path(settings.pretrain).is_dir() else "hub name or missing path"
+        raise InputError(
+            f"--pretrain {settings.pretrain} ({kind}) does not load: {reason}"
+        ) from error
+
+
+def _add_lora(model: PreTrainedModel, settings: ModelSettings) -> PeftModel:
+    """One trainable adapter, everything else frozen."""
+    if settings.load_in_4bit:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=settings.target_modules,
+        bias="none",
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"--target_modules {settings.target_modules}: {reason}") from error

@@ -1,0 +1,136 @@
+"""Causal attention over rows flattened into one stream, without padding and without a mask.
+
+Registered with transformers under `VARLEN`, so every model that looks its attention up by name
+(Llama, Mistral, Phi-3, GPT-NeoX, Qwen3, ...) can use it.
+"""
+
+import importlib.util
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface
+
+from seal.errors import InputError
+
+VARLEN = "seal_varlen"
+HALF = (torch.float16, torch.bfloat16)
+
+
+def _window(length: int, sliding_window: int | None, device: torch.device) -> torch.Tensor | None:
+    """Boolean causal mask [length, length] of a sliding window, None where plain causal serves."""
+    if sliding_window is None or length <= sliding_window:
+        return None
+    behind = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
+    return (behind >= 0) & (behind < sliding_window)
+
+
+def _sdpa_by_row(query, key, value, cu_seqlens, scaling, dropout, sliding_window):
+    """One scaled-dot-product call a row; exact in every dtype and on every device."""
+    grouped = query.shape[1] != key.shape[1]
+    rows = []
+    for start, end in pairwise(cu_seqlens.tolist()):
+        mask = _window(end - start, sliding_window, query.device)
+        rows.append(
+            F.scaled_dot_product_attention(
+                query[:, :, start:end],
+                key[:, :, start:end],
+                value[:, :, start:end],
+                attn_mask=mask,
+                is_causal=mask is None,
+                dropout_p=dropout,
+                scale=scaling,
+                enable_gqa=grouped,
+            )
+        )
+    return torch.cat(rows, dim=2).transpose(1, 2)
+
+
+def _torch_varlen(query, key, value, cu_seqlens, longest, scaling, sliding_window):
+    """torch's own variable-length kernel (CUDA, half precision, no dropout)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    left = -1 if sliding_window is None else sliding_window - 1
+    return varlen_attn(
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        cu_seqlens,
+        cu_seqlens,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=(left, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )[None]
+
+
+def varlen_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    softcap: float | None = None,
+    **_unused,  # transformers passes its whole bag of attention arguments
+) -> tuple[torch.Tensor, None]:
+    """Attends within each row of a packed stream.
+
+    Args:
+        query: [1, heads, T, head_dim]; key and value: [1, kv_heads, T, head_dim].
+        cu_seq_lens_q: int32 [R+1], where each row starts in the stream, ending with T.
+        max_length_q: tokens in the longest row.
+
+    Returns:
+        [1, T, heads, head_dim] and None (no attention weights).
+
+    Raises:
+        InputError: the model wants attention soft-capping, which these kernels lack.
+    """
+    if softcap is not None:
+        raise InputError(
+            "this model caps its attention scores, which packed attention cannot do; "
+            "--attn_implementation eager can"
+        )
+    plain = query.is_cuda and query.dtype in HALF and dropout == 0.0
+    if plain and query.shape[-1] == value.shape[-1]:
+        out = _torch_varlen(query, key, value, cu_seq_lens_q, max_length_q, scaling, sliding_window)
+    else:
+        out = _sdpa_by_row(query, key, value, cu_seq_lens_q, scaling, dropout, sliding_window)
+    return out, None
+
+
+AttentionInterface.register(VARLEN, varlen_attention)
+
+
+def flash_attn_usable(bf16: bool) -> bool:
+    """Whether the flash-attn package can run here: installed, on CUDA, in half precision."""
+    return bool(torch.cuda.is_available() and bf16 and importlib.util.find_spec("flash_attn"))
+
+
+def choose_attention(flash_attn: bool, attn_implementation: str | None, bf16: bool) -> str:
+    """The attention name to load a model with.
+
+    Args:
+        flash_attn: the user asked for the flash-attn package.
+        attn_implementation: a transformers name that overrides the choice.
+
+    Returns:
+        "flash_attention_2" where asked for and usable, otherwise `VARLEN` (torch's own kernels).
+    """
+    if attn_implementation:
+        return attn_implementation
+    return "flash_attention_2" if flash_attn and flash_attn_usable(bf16) else VARLEN
+
+
+def attention_note(flash_attn: bool, attn_implementation: str | None, bf16: bool) -> str:
+    """One line that says which attention runs, and why flash-attn does not where it was asked."""
+    chosen = choose_attention(flash_attn, attn_implementation, bf16)
+    if flash_attn and chosen == VARLEN:
+        return "attention: torch's own kernels (flash-attn needs CUDA, --bf16 and its package)"
+    return f"attention: {chosen.replace(VARLEN, 'torch varlen')}"

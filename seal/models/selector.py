@@ -1,0 +1,125 @@
+"""The data selector: one logit a row, its weight, and the rule that updates it."""
+
+import math
+
+import torch
+
+from seal.errors import InputError
+
+ACTIVATIONS = ("softmax", "sigmoid")
+OPTIMIZERS = ("mirror", "adam")
+
+
+class Selector:
+    """One float32 logit for each of N rows, the same on every rank.
+
+    A row's weight is `N * softmax(logits)` or `2 * sigmoid(logits)`: one at the start, mean one
+    throughout under softmax. Two update rules lower the logit of a row whose loss is high:
+
+    - "mirror": exponentiated gradient. The gradient of `mean_i weight_i * loss_i` with respect to
+      the weight itself is the row's loss, so `logit_i -= lr * loss_i` for the rows visited: O(rows)
+      a step. The softmax normaliser is held fixed within an epoch, so a row's weight does not
+      depend on when in the epoch it is visited.
+    - "adam": the published rule, Adam on the dense gradient with respect to the logits. Kept to
+      reproduce published selectors: it turns the order of visits into rank (docs/method.md).
+
+    Source: Shen et al. 2024 (arXiv 2410.07471), section 3; Kivinen and Warmuth 1997 (mirror).
+
+    Args:
+        n_rows: N, rows to select among.
+        activation: one of `ACTIVATIONS`.
+        optim: one of `OPTIMIZERS`.
+
+    Raises:
+        InputError: unknown activation or update rule.
+    """
+
+    def __init__(self, n_rows: int, activation: str = "softmax", optim: str = "mirror"):
+        if activation not in ACTIVATIONS:
+            raise InputError(f"--selector_activation {activation}: known are {list(ACTIVATIONS)}")
+        if optim not in OPTIMIZERS:
+            raise InputError(f"--selector_optim {optim}: known are {list(OPTIMIZERS)}")
+        self.n_rows = n_rows
+        self.activation = activation
+        self.optim = optim
+        self.logits = torch.zeros(n_rows, dtype=torch.float32)
+        self.visits = torch.zeros(n_rows, dtype=torch.int32)
+        self.loss_sum = torch.zeros(n_rows, dtype=torch.float64)
+        self._log_normaliser = 0.0
+        self._adam = torch.optim.Adam([self.logits], lr=0.0, betas=(0.9, 0.95))
+
+    def begin_epoch(self) -> None:
+        """Fixes the softmax normaliser for the epoch (O(N), once)."""
+        self._log_normaliser = self._log_mean_exp()
+
+    def weights(self, rows: torch.Tensor) -> torch.Tensor:
+        """Weights of the rows asked for: int64 [R] to float32 [R], unit one."""
+        if self.activation == "sigmoid":
+            return 2 * self.logits[rows].sigmoid()
+        if self.optim == "adam":
+            self._log_normaliser = self._log_mean_exp()
+        return (self.logits[rows] - self._log_normaliser).exp()
+
+    def update(self, rows: torch.Tensor, losses: torch.Tensor, learning_rate: float) -> None:
+        """Moves the logits after one step.
+
+        Args:
+            rows: int64 [R], each at most once.
+            losses: float32 [R], mean nats a token of each row.
+            learning_rate: logit units a nat ("mirror") or Adam's rate ("adam").
+        """
+        self.visits[rows] += 1
+        self.loss_sum[rows] += losses.double()
+        if self.optim == "mirror":
+            self.logits[rows] -= learning_rate * losses
+        else:
+            self.logits.grad = self._gradient(rows, losses)
+            self._adam.param_groups[0]["lr"] = learning_rate
+            self._adam.step()
+
+    def final_weights(self) -> torch.Tensor:
+        """Weights of all rows, float32 [N], scaled to mean one."""
+        raw = self.logits.double()
+        raw = raw.softmax(0) if self.activation == "softmax" else raw.sigmoid()
+        return (raw / raw.mean()).float()
+
+    def mean_losses(self) -> torch.Tensor:
+        """Mean loss over a row's visits, float32 [N], nats a token; NaN where never visited."""
+        return (self.loss_sum / self.visits).float()
+
+    def effective_rows(self) -> float:
+        """Effective sample size of the weights, in rows (Kish): N when uniform, 1 when one-hot."""
+        weights = self.final_weights().double()
+        return float(weights.sum() ** 2 / (weights**2).sum())
+
+    def state_dict(self) -> dict:
+        """Everything a resumed run needs."""
+        return {
+            "logits": self.logits,
+            "visits": self.visits,
+            "loss_sum": self.loss_sum,
+            "log_normaliser": self._log_normaliser,
+            "adam": self._adam.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restores `state_dict`'s value; shapes must agree."""
+        self.logits.copy_(state["logits"])
+        self.visits.copy_(state["visits"])
+        self.loss_sum.copy_(state["loss_sum"])
+        self._log_normaliser = state["log_normaliser"]
+        self._adam.load_state_dict(state["adam"])
+
+    def _log_mean_exp(self) -> float:
+        return float(self.logits.double().logsumexp(0)) - math.log(self.n_rows)
+
+    def _gradient(self, rows: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
+        """Gradient of mean_i weight_i * loss_i over the batch, with respect to all logits [N]."""
+        if self.activation == "sigmoid":
+            gate = self.logits[rows].sigmoid()
+            return torch.zeros_like(self.logits).index_add(
+                0, rows, 2 * gate * (1 - gate) * losses / len(rows)
+            )
+        weighted = self.weights(rows) * losses / len(rows)
+        dense = -self.logits.softmax(0) * weighted.sum()
+        return dense.index_add(0, rows, weighted)

@@ -1,0 +1,1 @@
+"""The selector trainer and the SFT trainer."""

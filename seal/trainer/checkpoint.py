@@ -1,0 +1,182 @@
+"""Snapshots of a run: complete or ignored, rotated, refused by a run with other arguments."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from seal.errors import InputError
+
+if TYPE_CHECKING:
+    from seal.utils.strategy import DeepspeedStrategy
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+GIGABYTE = 2**30
+# Arguments that change nothing a resumed step computes.
+FREE_ARGUMENTS = {
+    "ckpt_path",
+    "eval_steps",
+    "load_checkpoint",
+    "local_rank",
+    "logging_steps",
+    "max_ckpt_mem",
+    "max_ckpt_num",
+    "save_path",
+    "save_steps",
+    "selector_save_dir",
+    "use_tensorboard",
+    "wandb_group",
+    "wandb_org",
+    "wandb_project",
+    "wandb_run_name",
+}
+
+
+class Checkpoints:
+    """The snapshots of one run, in one directory.
+
+    A snapshot is written as `.step_<n>.partial` and renamed to `step_<n>` once every rank is done
+    and its manifest is on disk, so a directory with the final name is complete. Whatever else a
+    step needs (batches, the safe stream) is a pure function of the seed and the step.
+
+    Args:
+        directory: where they lie.
+        strategy: ranks and collectives.
+        engine: what holds the weights and the optimizer.
+        arguments: what the run was started with; a snapshot made with others is refused.
+        max_num: snapshots kept.
+        max_gb: GiB of snapshots kept, the newest always.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        strategy: DeepspeedStrategy,
+        engine,
+        arguments: dict,
+        max_num: int,
+        max_gb: float,
+    ):
+        self.directory = Path(directory)
+        self.strategy = strategy
+        self.engine = engine
+        self.arguments = json.loads(json.dumps(arguments, default=str))
+        self.max_num = max_num
+        self.max_gb = max_gb
+
+    def save(self, step: int, state: dict) -> None:
+        """Writes a snapshot after optimizer step `step`.
+
+        Args:
+            state: tensors and numbers the trainer needs beside the engine (weights-only loadable).
+        """
+        partial = self.directory / f".step_{step}.partial"
+        self.strategy.on_rank_0(lambda: _fresh(partial))
+        self.strategy.save_engine(self.engine, partial)
+        torch.save(self.strategy.rng_state(), partial / f"rng_rank_{self.strategy.rank}.pt")
+        self.strategy.barrier()
+        self.strategy.on_rank_0(lambda: self._complete(partial, step, state))
+
+    def load(self, which: str) -> tuple[int, dict]:
+        """Restores the engine, every rank's random state, and returns what `save` was given.
+
+        Args:
+            which: a snapshot's directory, or "auto" for the newest complete one.
+
+        Returns:
+            (optimizer steps done, state).
+
+        Raises:
+            InputError: none there, incomplete, or made with other arguments or ranks.
+        """
+        found = self._newest() if which == "auto" else Path(which)
+        manifest = self._checked(found)
+        self.strategy.load_engine(self.engine, found)
+        rng = torch.load(found / f"rng_rank_{self.strategy.rank}.pt", weights_only=True)
+        self.strategy.set_rng_state(rng)
+        state = torch.load(found / "trainer.pt", map_location="cpu", weights_only=True)
+        self.strategy.print(f"resumed from {found} after step {manifest['step']}")
+        return manifest["step"], state
+
+    def complete(self) -> list[Path]:
+        """Complete snapshots, oldest first."""
+        found = [path.parent for path in self.directory.glob(f"step_*/{MANIFEST}")]
+        return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+
+    def _complete(self, partial: Path, step: int, state: dict) -> None:
+        torch.save(state, partial / "trainer.pt")
+        manifest = {
+            "format": FORMAT,
+            "step": step,
+            "world_size": self.strategy.world_size,
+            "arguments": self.arguments,
+        }
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=2))
+        _sync(partial)
+        final = self.directory / f"step_{step}"
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        self._rotate()
+
+    def _rotate(self) -> None:
+        for leftover in self.directory.glob(".step_*.partial"):
+            shutil.rmtree(leftover)
+        kept = self.complete()
+        sizes = {path: _size(path) for path in kept}
+        while len(kept) > 1 and (
+            len(kept) > self.max_num or sum(sizes[p] for p in kept) > self.max_gb * GIGABYTE
+        ):
+            shutil.rmtree(kept.pop(0))
+
+    def _newest(self) -> Path:
+        complete = self.complete()
+        if not complete:
+            raise InputError(
+                f"--load_checkpoint: no complete checkpoint in {self.directory}; "
+                "drop the flag to start afresh"
+            )
+        return complete[-1]
+
+    def _checked(self, path: Path) -> dict:
+        try:
+            manifest = json.loads((path / MANIFEST).read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} is not a complete checkpoint: no {MANIFEST}") from error
+        if manifest["format"] != FORMAT:
+            raise InputError(f"{path} has format {manifest['format']}, this code reads {FORMAT}")
+        then, now = manifest["arguments"], self.arguments
+        changed = [
+            f"{name} {then.get(name)!r} -> {now.get(name)!r}"
+            for name in sorted((then.keys() | now.keys()) - FREE_ARGUMENTS)
+            if then.get(name) != now.get(name)
+        ]
+        if changed:
+            raise InputError(f"{path} was made with other arguments: {'; '.join(changed)}")
+        if manifest["world_size"] != self.strategy.world_size:
+            raise InputError(
+                f"{path} was made by {manifest['world_size']} ranks, this run has "
+                f"{self.strategy.world_size}; start as many"
+            )
+        return manifest
+
+
+def _fresh(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+
+
+def _sync(directory: Path) -> None:
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+
+
+def _size(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())

@@ -1,0 +1,164 @@
+"""Bilevel training of the data selector, in penalty form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from seal.errors import NonFiniteLoss
+from seal.models.selector import Selector
+from seal.trainer.evaluation import mean_loss
+from seal.trainer.step import (
+    RowLosses,
+    cycled_batch,
+    epoch_batches,
+    require_finite,
+)
+
+if TYPE_CHECKING:
+    from seal.utils.logger import Logger, NoLogger
+
+
+@dataclass(frozen=True)
+class SelectorPlan:
+    """How long (epochs, rows a step), how often (steps; 0 is never), the upper level's weight.
+
+    The weight of the safe loss is `upperlevel_weight - epoch * upperlevel_weight_decay` (epochs
+    from 0), never below 0; gamma of the paper is one minus it.
+    """
+
+    max_epochs: int
+    train_batch_size: int
+    seed: int
+    upperlevel_weight: float = 0.9
+    upperlevel_weight_decay: float = 0.1
+    logging_steps: int = 1
+    eval_steps: int = 0
+    save_steps: int = 0
+
+    def gamma(self, epoch: int) -> float:
+        """Weight of the fine-tuning loss in `epoch` (from 0), in [0, 1]."""
+        weight = self.upperlevel_weight - epoch * self.upperlevel_weight_decay
+        return 1.0 - max(0.0, weight)
+
+
+class SelectorTrainer:
+    """Trains the model on both levels and the selector on the row losses it sees.
+
+    One step takes a batch of safe rows and a batch of user rows:
+
+    - model: gradient of `(1 - gamma) * mean safe loss + gamma * mean weight_i * loss_i`, where a
+      row's loss is its mean over tokens; a level of weight zero is not backpropagated.
+    - selector: gradient of `mean weight_i * loss_i` with respect to the logits (Algorithm 2).
+
+    Every user row is visited once an epoch; the safe rows cycle.
+
+    Source: Shen et al. 2024 (arXiv 2410.07471), Algorithm 2 and equation of the penalty form.
+
+    Args:
+        losses: the engine over one dataset: the safe rows, then the user rows.
+        n_safe: how many of its rows are the safe set.
+        selector: over the user rows.
+        selector_rate: its learning rate at each optimizer step (0-based).
+        plan: epochs, batch size, cadence, upper-level weight.
+        logger: where metrics go.
+        evaluations: name -> (losses, how many of its first rows); logged as "<name>/loss".
+        save_epoch: called with the number of finished epochs.
+        save_checkpoint: called with the optimizer step when one is due.
+    """
+
+    def __init__(
+        self,
+        losses: RowLosses,
+        n_safe: int,
+        selector: Selector,
+        selector_rate: Callable[[int], float],
+        plan: SelectorPlan,
+        logger: Logger | NoLogger,
+        evaluations: dict[str, tuple[RowLosses, int]],
+        save_epoch: Callable[[int], None],
+        save_checkpoint: Callable[[int], None],
+    ):
+        self.losses = losses
+        self.n_safe = n_safe
+        self.selector = selector
+        self.selector_rate = selector_rate
+        self.plan = plan
+        self.logger = logger
+        self.evaluations = evaluations
+        self.save_epoch = save_epoch
+        self.save_checkpoint = save_checkpoint
+        self.steps_per_epoch = math.ceil(selector.n_rows / plan.train_batch_size)
+
+    def fit(self, first_step: int = 0) -> None:
+        """Trains from optimizer step `first_step` to the end.
+
+        Raises:
+            NonFiniteLoss: on every rank, before the bad step is taken.
+        """
+        plan = self.plan
+        self.losses.engine.train()
+        for epoch in range(plan.max_epochs):
+            if epoch * self.steps_per_epoch >= first_step:
+                self.selector.begin_epoch()
+            batches = epoch_batches(self.selector.n_rows, plan.train_batch_size, plan.seed, epoch)
+            for number, user_rows in enumerate(batches):
+                step = epoch * self.steps_per_epoch + number + 1
+                if step <= first_step:
+                    continue
+                metrics = self.train_step(user_rows, epoch, step)
+                if step % plan.logging_steps == 0:
+                    self.logger.log(step, {"train/epoch": epoch + 1, **metrics})
+                self.logger.advance()
+                if plan.eval_steps and step % plan.eval_steps == 0:
+                    self.evaluate(step)
+                if plan.save_steps and step % plan.save_steps == 0:
+                    self.save_checkpoint(step)
+            if (epoch + 1) * self.steps_per_epoch >= first_step:
+                self.save_epoch(epoch + 1)
+
+    def train_step(self, user_rows: np.ndarray, epoch: int, step: int) -> dict[str, float]:
+        """One optimizer step of the model, then one update of the selector.
+
+        Returns:
+            Metrics: both losses (nats a token, mean over rows), gamma, gradient norm, rates.
+        """
+        losses, gamma = self.losses, self.plan.gamma(epoch)
+        safe_rows = cycled_batch(self.n_safe, self.plan.train_batch_size, self.plan.seed, step - 1)
+        rows = np.concatenate([safe_rows, self.n_safe + user_rows])
+        tokens = torch.from_numpy(losses.dataset.supervised[rows])
+        visited = torch.from_numpy(user_rows)
+        weights = self.selector.weights(visited)
+        share = torch.cat(
+            [
+                torch.full((len(safe_rows),), (1.0 - gamma) / len(safe_rows)),
+                gamma * weights / len(user_rows),
+            ]
+        )
+        nll = losses.backward(rows, (share / tokens).float())
+        require_finite(nll, rows, losses.dataset, step)
+        model_rate = losses.engine.get_lr()[0]
+        norm = losses.strategy.step(losses.engine)
+        if not math.isfinite(norm):
+            raise NonFiniteLoss(f"step {step}: the gradient norm is {norm}; lower --learning_rate")
+        row_losses = (nll / tokens).float()
+        rate = self.selector_rate(step - 1)
+        self.selector.update(visited, row_losses[len(safe_rows) :], rate)
+        return {
+            "train/safe_loss": float(row_losses[: len(safe_rows)].mean()),
+            "train/row_loss": float(row_losses[len(safe_rows) :].mean()),
+            "train/gamma": gamma,
+            "train/grad_norm": norm,
+            "train/lr": model_rate,
+            "train/selector_lr": rate,
+        }
+
+    def evaluate(self, step: int) -> None:
+        """Logs the mean loss per row of every evaluation set."""
+        for name, (losses, n_rows) in self.evaluations.items():
+            self.logger.log(step, {f"{name}/loss": mean_loss(losses, n_rows, per="row")})

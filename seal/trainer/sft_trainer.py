@@ -1,0 +1,105 @@
+"""Supervised fine-tuning on the rows that were kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from seal.errors import NonFiniteLoss
+from seal.trainer.evaluation import mean_loss
+from seal.trainer.step import RowLosses, epoch_batches, require_finite
+
+if TYPE_CHECKING:
+    from seal.utils.logger import Logger, NoLogger
+
+
+@dataclass(frozen=True)
+class SFTPlan:
+    """How long (epochs, rows a step) and how often (optimizer steps; 0 is never)."""
+
+    max_epochs: int
+    train_batch_size: int
+    seed: int
+    logging_steps: int = 1
+    eval_steps: int = 0
+    save_steps: int = 0
+
+
+class SFTTrainer:
+    """Minimises the mean loss per supervised token of the whole global batch.
+
+    Args:
+        losses: the engine over the training rows.
+        plan: epochs, batch size and cadence.
+        logger: where metrics go.
+        evaluations: name -> (losses, how many of its first rows); logged as "<name>/loss".
+        save_checkpoint: called with the optimizer step when one is due.
+    """
+
+    def __init__(
+        self,
+        losses: RowLosses,
+        plan: SFTPlan,
+        logger: Logger | NoLogger,
+        evaluations: dict[str, tuple[RowLosses, int]],
+        save_checkpoint: Callable[[int], None],
+    ):
+        self.losses = losses
+        self.plan = plan
+        self.logger = logger
+        self.evaluations = evaluations
+        self.save_checkpoint = save_checkpoint
+        self.steps_per_epoch = math.ceil(len(losses.dataset) / plan.train_batch_size)
+
+    def fit(self, first_step: int = 0) -> None:
+        """Trains from optimizer step `first_step` to the end.
+
+        Raises:
+            NonFiniteLoss: on every rank, before the bad step is taken.
+        """
+        plan, dataset = self.plan, self.losses.dataset
+        self.losses.engine.train()
+        for epoch in range(plan.max_epochs):
+            batches = epoch_batches(len(dataset), plan.train_batch_size, plan.seed, epoch)
+            for number, rows in enumerate(batches):
+                step = epoch * self.steps_per_epoch + number + 1
+                if step <= first_step:
+                    continue
+                metrics = self.train_step(rows, step)
+                if step % plan.logging_steps == 0:
+                    self.logger.log(step, {"train/epoch": epoch + 1, **metrics})
+                self.logger.advance()
+                if plan.eval_steps and step % plan.eval_steps == 0:
+                    self.evaluate(step)
+                if plan.save_steps and step % plan.save_steps == 0:
+                    self.save_checkpoint(step)
+
+    def train_step(self, rows: np.ndarray, step: int) -> dict[str, float]:
+        """One optimizer step on one global batch.
+
+        Returns:
+            Metrics: loss (nats a token, before the step), gradient norm, learning rate.
+        """
+        losses = self.losses
+        tokens = int(losses.dataset.supervised[rows].sum())
+        nll = losses.backward(rows, torch.full((len(rows),), 1.0 / tokens))
+        require_finite(nll, rows, losses.dataset, step)
+        learning_rate = losses.engine.get_lr()[0]
+        norm = losses.strategy.step(losses.engine)
+        if not math.isfinite(norm):
+            raise NonFiniteLoss(f"step {step}: the gradient norm is {norm}; lower --learning_rate")
+        return {
+            "train/loss": float(nll.sum()) / tokens,
+            "train/grad_norm": norm,
+            "train/lr": learning_rate,
+        }
+
+    def evaluate(self, step: int) -> None:
+        """Logs the mean loss per token of every evaluation set."""
+        for name, (losses, n_rows) in self.evaluations.items():
+            self.logger.log(step, {f"{name}/loss": mean_loss(losses, n_rows, per="token")})

@@ -1,0 +1,179 @@
+"""The one training step: every trainer, evaluation and scorer goes through these functions."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from seal.datasets import SFTDataset
+from seal.errors import NonFiniteLoss
+
+if TYPE_CHECKING:
+    from seal.utils.strategy import DeepspeedStrategy
+
+
+def epoch_batches(n_rows: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """Row numbers of each global batch of an epoch: every row once, the last batch may be short.
+
+    A pure function of (seed, epoch), the same on every rank and every world size.
+
+    Returns:
+        ceil(n_rows / batch_size) arrays of int64.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(n_rows)
+    return np.split(order, range(batch_size, n_rows, batch_size))
+
+
+def cycled_batch(n_rows: int, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """The batch at `step` of an endless stream of shuffled passes over n_rows rows.
+
+    A row can appear twice in a batch only where two passes meet, or when n_rows < batch_size.
+
+    Returns:
+        int64 [batch_size].
+    """
+    wanted = np.arange(step * batch_size, (step + 1) * batch_size)
+    passes = range(wanted[0] // n_rows, wanted[-1] // n_rows + 1)
+    orders = {p: np.random.default_rng([seed, p]).permutation(n_rows) for p in passes}
+    return np.array([orders[at // n_rows][at % n_rows] for at in wanted], dtype=np.int64)
+
+
+def plan_micro_batches(
+    lengths: np.ndarray, world_size: int, capacity: int
+) -> list[list[list[int]]]:
+    """Spreads the rows of a global batch over ranks and micro-batches.
+
+    Longest row first, each into the least loaded micro-batch that exists (LPT), with as few
+    micro-batches as hold `capacity` tokens each; every rank gets the same number of them, some
+    possibly empty. Ranks differ in tokens by at most about one row.
+
+    Args:
+        lengths: int [R], tokens of each row, each at most `capacity`.
+        world_size: ranks.
+        capacity: tokens a micro-batch may hold.
+
+    Returns:
+        plan[rank][micro_step] = positions in `lengths`.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    micro_steps = max(1, math.ceil(int(lengths.sum()) / (capacity * world_size)))
+    while True:
+        bins = _least_loaded(lengths, order, micro_steps * world_size)
+        if max(int(lengths[rows].sum()) for rows in bins) <= capacity:
+            return [bins[rank::world_size] for rank in range(world_size)]
+        micro_steps += 1
+
+
+def _least_loaded(lengths: np.ndarray, order: np.ndarray, n_bins: int) -> list[list[int]]:
+    bins: list[list[int]] = [[] for _ in range(n_bins)]
+    heap = [(0, number) for number in range(n_bins)]
+    for position in order.tolist():
+        load, number = heapq.heappop(heap)
+        bins[number].append(position)
+        heapq.heappush(heap, (load + int(lengths[position]), number))
+    return bins
+
+
+class RowLosses:
+    """Runs an engine over sets of rows of one dataset.
+
+    Args:
+        engine: a prepared `seal.models.actor.Actor`, anything callable the same way.
+        strategy: ranks and collectives.
+        dataset: the rows.
+        capacity: tokens a micro-batch may hold (micro_train_batch_size * max_len).
+        aux_loss_coef: weight of the mixture-of-experts balance loss, per global batch.
+    """
+
+    def __init__(
+        self,
+        engine,
+        strategy: DeepspeedStrategy,
+        dataset: SFTDataset,
+        capacity: int,
+        aux_loss_coef: float = 0.0,
+    ):
+        self.engine = engine
+        self.strategy = strategy
+        self.dataset = dataset
+        self.capacity = capacity
+        self.aux_loss_coef = aux_loss_coef
+
+    def forward(self, rows: np.ndarray) -> torch.Tensor:
+        """Losses without gradients: int64 [R] rows to float32 [R] nats, summed over tokens."""
+        nll = torch.zeros(len(rows), dtype=torch.float32)
+        with torch.no_grad():
+            for positions, losses, _ in self._micro_steps(rows):
+                nll[positions] = losses.cpu()
+        return self.strategy.all_reduce(nll)
+
+    def backward(self, rows: np.ndarray, coefficients: torch.Tensor) -> torch.Tensor:
+        """Accumulates the gradient of `sum_i coefficients_i * nll_i` over all ranks.
+
+        Rows of coefficient zero take a forward pass only.
+
+        Args:
+            rows: int64 [R], the global batch, the same on every rank.
+            coefficients: float32 [R], per nat.
+
+        Returns:
+            float32 [R], nats of each row, summed over its supervised tokens, before the step.
+        """
+        live = coefficients != 0
+        nll = torch.zeros(len(rows), dtype=torch.float32)
+        if not live.all():
+            nll[~live] = self.forward(rows[(~live).numpy()])
+        if not live.any():
+            return nll
+        live_rows, live_coefficients = rows[live.numpy()], coefficients[live]
+        live_nll = torch.zeros(len(live_rows), dtype=torch.float32)
+        steps = list(self._plan(live_rows))
+        for positions, losses, aux_loss in self._micro_steps(live_rows):
+            scale = live_coefficients[positions].to(losses.device)
+            objective = (scale * losses[: len(positions)]).sum()
+            # Losses of an empty micro-batch keep the graph alive: ZeRO-3 waits for every rank.
+            objective = objective + 0.0 * losses.sum()
+            if self.aux_loss_coef:
+                share = self.aux_loss_coef / (len(steps) * self.strategy.world_size)
+                objective = objective + share * aux_loss
+            self.strategy.backward(self.engine, objective)
+            live_nll[positions] = losses[: len(positions)].detach().cpu()
+        nll[live] = self.strategy.all_reduce(live_nll)
+        return nll
+
+    def _plan(self, rows: np.ndarray) -> list[list[int]]:
+        plan = plan_micro_batches(
+            self.dataset.lengths[rows], self.strategy.world_size, self.capacity
+        )
+        return plan[self.strategy.rank]
+
+    def _micro_steps(
+        self, rows: np.ndarray
+    ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
+        """This rank's micro-batches: (positions in `rows`, losses, auxiliary loss)."""
+        for positions in self._plan(rows):
+            # A rank without rows still takes the pass, on one row that counts for nothing.
+            held = rows[positions] if positions else rows[:1]
+            batch = self.dataset.batch(held).to(self.strategy.device)
+            losses, aux_loss = self.engine(*batch[:7], len(held))
+            yield positions, losses, aux_loss
+
+
+def require_finite(nll: torch.Tensor, rows: np.ndarray, dataset: SFTDataset, step: int) -> None:
+    """Stops the run, on every rank, at the first loss that is not a number.
+
+    Raises:
+        NonFiniteLoss: naming the step and up to three row ids.
+    """
+    bad = (~nll.isfinite()).nonzero().flatten().tolist()
+    if bad:
+        named = ", ".join(dataset.ids[rows[at]] for at in bad[:3])
+        raise NonFiniteLoss(
+            f"step {step}: {len(bad)} of {len(rows)} rows have a loss that is not finite "
+            f"(first ids: {named}); lower the learning rate or look at these rows"
+        )

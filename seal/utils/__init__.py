@@ -1,0 +1,1 @@
+"""Flags, tokenizer, logging and the DeepSpeed strategy."""

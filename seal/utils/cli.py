@@ -1,0 +1,320 @@
+"""Every flag of the training scripts, declared once, and what turns flags into settings."""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from datetime import datetime
+from pathlib import Path
+from typing import TypeVar
+
+from seal.errors import InputError, NonFiniteLoss
+from seal.files import atomic_path
+from seal.provenance import commit, versions
+from seal.utils.logger import Logger, NoLogger, WandbSettings
+
+SECRET = "use_wandb"
+T = TypeVar("T")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaint is one line, on rank 0, with exit status 2."""
+
+    def error(self, message: str):
+        """Reports a flag that does not parse."""
+        fail(message)
+
+
+def fail(message: str) -> None:
+    """Prints `error: message` on rank 0 and leaves with status 2 on every rank."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs an entry script: bad input ends it with one line and status 2, on every rank."""
+    try:
+        main()
+    except (InputError, NonFiniteLoss) as error:
+        fail(str(error))
+
+
+def model_flags(parser: Parser) -> None:
+    """The model, its precision, attention and LoRA."""
+    group = parser.add_argument_group("model")
+    add = group.add_argument
+    add("--pretrain", required=True, help="model directory or hub name")
+    add("--bf16", action="store_true", help="weights and arithmetic in bfloat16 (else float32)")
+    add("--flash_attn", action="store_true", help="use the flash-attn package where it can run")
+    add("--attn_implementation", help="a transformers attention name, overriding the choice")
+    add("--gradient_checkpointing", action="store_true", help="recompute layers in backward")
+    add(
+        "--gradient_checkpointing_use_reentrant",
+        action="store_true",
+        help="torch's reentrant form of checkpointing",
+    )
+    add("--load_in_4bit", action="store_true", help="QLoRA: 4-bit frozen base (bitsandbytes)")
+    add("--lora_rank", type=int, default=0, help="LoRA rank; 0 trains every weight (default 0)")
+    add("--lora_alpha", type=int, default=16, help="LoRA scale numerator (default 16)")
+    add("--lora_dropout", type=float, default=0.0, help="probability in [0, 1) (default 0)")
+    add(
+        "--target_modules",
+        nargs="*",
+        default="all-linear",
+        help="names of the modules LoRA adapts (default all-linear)",
+    )
+    add("--aux_loss_coef", type=float, default=0.0, help="weight of a MoE's balance loss")
+    add("--disable_fast_tokenizer", action="store_true", help="use the slow Python tokenizer")
+    add("--trust_remote_code", action="store_true", help="run code that comes with the model")
+
+
+def data_flags(parser: Parser) -> None:
+    """Datasets, their columns and how rows become text."""
+    group = parser.add_argument_group("data")
+    add = group.add_argument
+    add("--dataset", required=True, help="files, directories or hub names, comma-separated")
+    add("--dataset_probs", default="1.0", help="sampling share of each dataset (default 1.0)")
+    add("--eval_dataset", help="rows to evaluate on; any that are also trained on are left out")
+    add("--max_samples", type=int, help="rows to read of each dataset (default all)")
+    add("--max_len", type=int, default=512, help="tokens a row (default 512)")
+    add("--input_key", help="column of the prompt, for a schema of your own")
+    add("--output_key", help="column of the response")
+    add(
+        "--input_template",
+        default="Human: {}\nAssistant: ",
+        help="prompt text around {} (default 'Human: {}\\nAssistant: ')",
+    )
+    add("--apply_chat_template", action="store_true", help="use the tokenizer's chat template")
+    add("--pretrain_mode", action="store_true", help="supervise every token, prompt included")
+
+
+def training_flags(parser: Parser) -> None:
+    """Optimisation, parallelism and randomness."""
+    group = parser.add_argument_group("training")
+    add = group.add_argument
+    add("--max_epochs", type=int, default=2, help="passes over the rows (default 2)")
+    add(
+        "--micro_train_batch_size",
+        type=int,
+        default=8,
+        help="rows of max_len tokens a rank holds at once; shorter rows are packed (default 8)",
+    )
+    add("--train_batch_size", type=int, default=128, help="rows an optimizer step (default 128)")
+    add("--learning_rate", type=float, default=2e-6, help="AdamW's peak rate (default 2e-6)")
+    add("--lr_scheduler", default="cosine", help="rate over the steps (default cosine)")
+    add("--l2", type=float, default=0.0, help="AdamW's weight decay (default 0)")
+    add("--max_norm", type=float, default=1.0, help="gradient norm limit, 0 for none (default 1)")
+    add("--seed", type=int, default=42, help="of every random choice (default 42)")
+    add("--zero_stage", type=int, default=2, help="ZeRO 0, 1, 2 or 3 (default 2)")
+    add("--zpg", type=int, default=1, help="ZeRO++ partition size, in ranks (default 1)")
+    add("--adam_offload", action="store_true", help="keep Adam's state on the CPU")
+    add("--grad_accum_dtype", help="fp32 or bf16: type gradients accumulate in")
+    add("--disable_trace_cache", action="store_true", help="no ZeRO-3 prefetching by trace")
+    add("--local_rank", type=int, default=-1, help="set by the launcher")
+
+
+def output_flags(parser: Parser, save_path: str | None) -> None:
+    """What is written, where and how often."""
+    group = parser.add_argument_group("output")
+    add = group.add_argument
+    add("--save_path", default=save_path, help=f"directory of the model (default {save_path})")
+    add("--save_steps", type=int, default=-1, help="steps between checkpoints, -1 for none")
+    add("--eval_steps", type=int, default=-1, help="steps between evaluations, -1: each epoch")
+    add("--logging_steps", type=int, default=1, help="steps between log lines (default 1)")
+    add("--ckpt_path", default="./ckpt/checkpoints_sft", help="directory of the checkpoints")
+    add(
+        "--load_checkpoint",
+        nargs="?",
+        const="auto",
+        help="resume: a checkpoint's directory, or auto, the newest in --ckpt_path",
+    )
+    add("--max_ckpt_num", type=int, default=3, help="checkpoints kept (default 3)")
+    add("--max_ckpt_mem", type=int, default=1000, help="GB of checkpoints kept (default 1000)")
+    add(
+        "--use_wandb",
+        nargs="?",
+        const=True,
+        help="log to wandb; log in first, or set WANDB_API_KEY (a key given here is not stored)",
+    )
+    add("--wandb_org", help="wandb entity")
+    add("--wandb_group", help="wandb group")
+    add("--wandb_project", default="seal", help="wandb project (default seal)")
+    add(
+        "--wandb_run_name",
+        default=f"seal_{datetime.now():%m%dT%H:%M}",
+        help="wandb run name (default seal_<month><day>T<hour>:<minute>)",
+    )
+    add("--use_tensorboard", action="store_true", help="write TensorBoard event files too")
+
+
+def selector_parser() -> Parser:
+    """Flags of examples/train_sft_selector.py."""
+    parser = Parser(description="Train a data selector by bilevel optimisation.")
+    model_flags(parser)
+    data_flags(parser)
+    training_flags(parser)
+    output_flags(parser, save_path=None)
+    group = parser.add_argument_group("selector")
+    add = group.add_argument
+    add("--new_dataset", required=True, help="the rows to select among (--dataset is the safe set)")
+    add("--selector_activation", default="softmax", help="softmax or sigmoid (default softmax)")
+    add("--selector_optim", default="mirror", help="mirror or adam, the published (default mirror)")
+    add("--selector_learning_rate", type=float, default=1e-2, help="of the logits (default 1e-2)")
+    add("--selector_lr_scheduler", default="constant", help="(default constant)")
+    add("--selector_name", default="sft_selection_logits", help="file name of the selector")
+    add("--selector_save_dir", default="./ckpt", help="directory of the selector (default ./ckpt)")
+    add("--upperlevel_weight", type=float, default=0.9, help="safe loss weight, in (0, 1]")
+    add("--upperlevel_weight_decay", type=float, default=0.1, help="its fall after each epoch")
+    return parser
+
+
+def sft_parser() -> Parser:
+    """Flags of examples/train_sft.py."""
+    parser = Parser(description="Supervised fine-tuning on the rows a selector keeps.")
+    model_flags(parser)
+    data_flags(parser)
+    training_flags(parser)
+    output_flags(parser, save_path="./ckpt")
+    group = parser.add_argument_group("selection")
+    add = group.add_argument
+    add("--selector_path", help="selector (.parquet, or a published .pt); none keeps every row")
+    add("--topp", type=float, default=1.0, help="share of the scored rows kept, in (0, 1]")
+    add("--unscored", default="error", help="rows without a score: error, drop or keep")
+    add("--selector_tokenizer", help="tokenizer a published .pt was trained with")
+    add("--selector_max_len", type=int, help="max_len a published .pt was trained with")
+    add("--safeinstr_dataset", help="safe rows mixed in whole, whatever the selector says")
+    add("--eval_on_train", action="store_true", help="also report the loss on training rows")
+    return parser
+
+
+def check_batch(args: argparse.Namespace, world_size: int) -> None:
+    """Refuses sizes that cannot work, before anything is loaded.
+
+    Raises:
+        InputError: naming the value, the limit and the remedy.
+    """
+    for name in ("max_epochs", "micro_train_batch_size", "train_batch_size", "logging_steps"):
+        if vars(args)[name] < 1:
+            raise InputError(f"--{name} must be at least 1, got {vars(args)[name]}")
+    for name in ("save_steps", "eval_steps"):
+        if vars(args)[name] < 1 and vars(args)[name] != -1:
+            raise InputError(f"--{name} must be at least 1, or -1, got {vars(args)[name]}")
+    if args.max_len < 4:
+        raise InputError(f"--max_len must be at least 4 tokens, got {args.max_len}")
+    if args.learning_rate < 0 or args.max_norm < 0 or args.l2 < 0:
+        raise InputError("--learning_rate, --max_norm and --l2 must not be negative")
+    together = args.micro_train_batch_size * world_size
+    if args.train_batch_size % together:
+        raise InputError(
+            f"--train_batch_size {args.train_batch_size} does not divide by "
+            f"--micro_train_batch_size {args.micro_train_batch_size} x {world_size} ranks; "
+            f"{max(1, args.train_batch_size // together) * together} does"
+        )
+
+
+def settings(cls: type[T], args: argparse.Namespace, **overrides) -> T:
+    """A settings dataclass filled from the flags that bear its fields' names."""
+    names = {field.name for field in fields(cls)} - set(overrides)
+    return cls(**{name: vars(args)[name] for name in names}, **overrides)
+
+
+def cadence(args: argparse.Namespace, steps_per_epoch: int) -> dict[str, int]:
+    """eval_steps and save_steps with 0 for never: -1 evaluates each epoch, and never saves."""
+    return {
+        "eval_steps": steps_per_epoch if args.eval_steps == -1 else args.eval_steps,
+        "save_steps": 0 if args.save_steps == -1 else args.save_steps,
+    }
+
+
+def get_strategy(args: argparse.Namespace):
+    """The DeepSpeed strategy of these flags, processes already joined."""
+    from seal.utils.strategy import DeepspeedStrategy, Precision, Zero
+
+    if args.local_rank >= 0:
+        os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    strategy = DeepspeedStrategy(
+        Zero(args.zero_stage, args.zpg, args.adam_offload, args.disable_trace_cache),
+        Precision(args.bf16, args.grad_accum_dtype),
+        max_norm=args.max_norm,
+        seed=args.seed,
+    )
+    check_batch(args, strategy.world_size)
+    strategy.setup_distributed()
+    return strategy
+
+
+def get_logger(
+    args: argparse.Namespace, run_dir: str | Path, rank_0: bool, steps: int, first_step: int = 0
+) -> Logger | NoLogger:
+    """The logger of these flags; a wandb key given as a flag goes to the environment only."""
+    if not rank_0:
+        return NoLogger()
+    if isinstance(args.use_wandb, str):
+        os.environ["WANDB_API_KEY"] = args.use_wandb
+    wandb = None
+    if args.use_wandb:
+        wandb = WandbSettings(
+            args.wandb_project, args.wandb_run_name, args.wandb_org, args.wandb_group
+        )
+    return Logger(
+        run_dir,
+        run_config(args),
+        steps,
+        first_step,
+        wandb=wandb,
+        tensorboard=args.use_tensorboard,
+    )
+
+
+def run_config(args: argparse.Namespace) -> dict:
+    """What this run was started with: flags without secrets, command, versions, commit."""
+    flags = {name: value for name, value in vars(args).items() if name != SECRET}
+    command = sys.argv
+    if isinstance(args.use_wandb, str):
+        command = [word for word in sys.argv if word != args.use_wandb]
+    return {
+        "arguments": flags,
+        "command": shlex.join(command),
+        "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+        "versions": versions(),
+        "commit": commit(),
+    }
+
+
+def write_config(args: argparse.Namespace, run_dir: str | Path) -> None:
+    """Writes config.json of the run directory."""
+    with atomic_path(Path(run_dir) / "config.json") as tmp:
+        tmp.write_text(json.dumps(run_config(args), indent=2, default=str) + "\n")
+
+
+def tokenizer_flags(args: argparse.Namespace) -> dict:
+    """Arguments of `get_tokenizer`."""
+    return {
+        "use_fast": not args.disable_fast_tokenizer,
+        "trust_remote_code": args.trust_remote_code,
+    }
+
+
+def source_flags(args: argparse.Namespace) -> dict:
+    """Arguments of `load_rows` that every dataset of a run shares."""
+    return {
+        "seed": args.seed,
+        "max_samples": args.max_samples,
+        "input_key": args.input_key,
+        "output_key": args.output_key,
+        "trust_remote_code": args.trust_remote_code,
+    }
+
+
+def text_flags(args: argparse.Namespace) -> dict:
+    """Arguments of `tokenize_rows`."""
+    return {
+        "max_len": args.max_len,
+        "input_template": args.input_template,
+        "apply_chat_template": args.apply_chat_template,
+        "pretrain_mode": args.pretrain_mode,
+    }

@@ -1,0 +1,104 @@
+"""Metrics: one console line a step, metrics.jsonl always, wandb and TensorBoard when asked."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class WandbSettings:
+    """Where wandb records the run; the key comes from wandb's own login or WANDB_API_KEY."""
+
+    project: str
+    run_name: str
+    org: str | None = None
+    group: str | None = None
+
+
+class Logger:
+    """Writes metrics of the training run on rank 0.
+
+    Args:
+        run_dir: directory of metrics.jsonl.
+        config: what the run was started with, already free of secrets.
+        total_steps: optimizer steps of the whole run, for the progress bar.
+        first_step: steps done before (a resumed run).
+        wandb: None for no wandb.
+        tensorboard: write event files to run_dir/tensorboard.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        config: dict,
+        total_steps: int,
+        first_step: int = 0,
+        wandb: WandbSettings | None = None,
+        tensorboard: bool = False,
+    ):
+        run_dir = Path(run_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self._file = open(run_dir / "metrics.jsonl", "a" if first_step else "w", buffering=1)
+        self._bar = tqdm(total=total_steps, initial=first_step, unit="step", smoothing=0.05)
+        self._started = time.perf_counter()
+        self._wandb = _start_wandb(wandb, run_dir, config) if wandb else None
+        self._board = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(run_dir / "tensorboard"))
+
+    def log(self, step: int, metrics: dict[str, float], show: bool = True) -> None:
+        """Records numbers under their keys ("train/loss", "eval/loss") at an optimizer step."""
+        seconds = round(time.perf_counter() - self._started, 3)
+        self._file.write(json.dumps({"step": step, "seconds": seconds, **metrics}) + "\n")
+        if show:
+            shown = {key.removeprefix("train/"): f"{value:.4g}" for key, value in metrics.items()}
+            self._bar.write(f"step {step}  " + "  ".join(f"{k} {v}" for k, v in shown.items()))
+        if self._wandb:
+            self._wandb.log(metrics, step=step)
+        if self._board:
+            for key, value in metrics.items():
+                self._board.add_scalar(key, value, step)
+
+    def advance(self) -> None:
+        """Moves the progress bar by one optimizer step."""
+        self._bar.update()
+
+    def close(self) -> None:
+        """Flushes and closes every sink."""
+        self._bar.close()
+        self._file.close()
+        if self._board:
+            self._board.close()
+        if self._wandb:
+            self._wandb.finish()
+
+
+class NoLogger:
+    """What every rank but the first holds: the same calls, no effect."""
+
+    def log(self, step: int, metrics: dict[str, float], show: bool = True) -> None:
+        """Records nothing."""
+
+    def advance(self) -> None:
+        """Moves nothing."""
+
+    def close(self) -> None:
+        """Closes nothing."""
+
+
+def _start_wandb(settings: WandbSettings, run_dir: Path, config: dict):
+    import wandb
+
+    return wandb.init(
+        entity=settings.org,
+        project=settings.project,
+        group=settings.group,
+        name=settings.run_name,
+        config=config,
+        dir=str(run_dir),
+    )

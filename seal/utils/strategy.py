@@ -1,0 +1,366 @@
+"""Ranks, engines and collectives: the only importer of deepspeed and torch.distributed."""
+
+import contextlib
+import logging
+import os
+import random
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from seal.errors import InputError
+from seal.files import atomic_path
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.zero.partition_parameters import is_zero_param
+
+T = TypeVar("T")
+GRAD_ACCUM_DTYPES = ("fp32", "bf16")
+ENGINE_TAG = "engine"
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Number formats of the engine: bf16 weights or float32; None keeps DeepSpeed's accumulator."""
+
+    bf16: bool = False
+    grad_accum_dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class Zero:
+    """ZeRO: the stage, ZeRO++ partition size, Adam on the CPU, the stage-3 trace cache."""
+
+    stage: int = 2
+    zpg: int = 1
+    adam_offload: bool = False
+    disable_trace_cache: bool = False
+
+
+class DeepspeedStrategy:
+    """Processes, devices and the DeepSpeed engine, configured by plain numbers.
+
+    Args:
+        zero: ZeRO settings.
+        precision: number formats.
+        max_norm: gradient norm limit; 0 for none.
+        seed: of every random generator on every rank.
+        timeout_minutes: longest wait for another rank before the run fails.
+
+    Raises:
+        InputError: a ZeRO stage or accumulator type DeepSpeed does not have.
+    """
+
+    def __init__(
+        self,
+        zero: Zero | None = None,
+        precision: Precision | None = None,
+        max_norm: float = 1.0,
+        seed: int = 42,
+        timeout_minutes: float = 30.0,
+    ):
+        self.zero = zero or Zero()
+        self.precision = precision or Precision()
+        if self.zero.stage not in range(4):
+            raise InputError(f"--zero_stage must be 0, 1, 2 or 3, got {self.zero.stage}")
+        if self.precision.grad_accum_dtype not in (None, *GRAD_ACCUM_DTYPES):
+            known = ", ".join(GRAD_ACCUM_DTYPES)
+            given = self.precision.grad_accum_dtype
+            raise InputError(f"--grad_accum_dtype {given}: known are {known}")
+        self.max_norm = max_norm
+        self.seed = seed
+        self.timeout = timedelta(minutes=timeout_minutes)
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        self.device = torch.device("cpu")
+        self._plain = self.zero.stage == 0 and not self.precision.bf16
+        self._norm: torch.Tensor | None = None
+
+    def setup_distributed(self) -> None:
+        """Joins the process group (alone: rank 0 of 1) and seeds every random generator."""
+        if "RANK" not in os.environ:
+            _become_rank_0_of_1()
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        random.seed(self.seed)
+        np.random.seed(self.seed)
+        torch.manual_seed(self.seed)
+        accelerator = get_accelerator()
+        if accelerator.device_name() != "cpu":
+            accelerator.set_device(self.local_rank)
+            self.device = torch.device(accelerator.device_name(self.local_rank))
+        backend = "gloo" if self.device.type == "cpu" else None
+        deepspeed.init_distributed(dist_backend=backend, timeout=self.timeout, verbose=False)
+
+    def is_rank_0(self) -> bool:
+        """True on the one rank that prints and writes."""
+        return self.rank == 0
+
+    def print(self, *message: object) -> None:
+        """Prints on rank 0."""
+        if self.is_rank_0():
+            print(*message, flush=True)
+
+    def barrier(self) -> None:
+        """Waits for every rank."""
+        dist.barrier()
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sums a tensor over the ranks, in place; any shape, on any device; returns it."""
+        moved = tensor.to(self.device)
+        dist.all_reduce(moved)
+        return tensor.copy_(moved)
+
+    def all_gather_object(self, value: T) -> list[T]:
+        """One small picklable value from each rank, in rank order."""
+        gathered: list = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def main_first(self, work: Callable[[], T]) -> T:
+        """Runs `work` on the first rank of each node, then on the others (who find its caches).
+
+        Raises:
+            InputError: on every rank, when it was raised on a first rank.
+        """
+        leader = self.local_rank == 0
+        result, failure = _attempt(work) if leader else (None, None)
+        self.agree(failure)
+        return result if leader else work()
+
+    def agree(self, failure: BaseException | None) -> None:
+        """Raises on every rank when any rank failed, so that none is left waiting."""
+        own = None if failure is None else (isinstance(failure, InputError), str(failure))
+        failures = [found for found in self.all_gather_object(own) if found is not None]
+        if failure is not None:
+            raise failure
+        if failures:
+            foreseen, message = failures[0]
+            raise InputError(message) if foreseen else RuntimeError(message)
+
+    def on_rank_0(self, work: Callable[[], T]) -> T | None:
+        """Runs `work` on rank 0 alone while the others wait; its failure is raised everywhere."""
+        result, failure = _attempt(work) if self.is_rank_0() else (None, None)
+        self.agree(failure)
+        return result
+
+    def ds_config(self, micro_batch: int = 1) -> dict:
+        """The DeepSpeed configuration, every number explicit.
+
+        The caller owns the accumulation boundary (`managed_gradient_accumulation` off): any number
+        of `backward` calls, then one `step`; the loss already carries its global scale.
+        """
+        zero = {
+            "stage": self.zero.stage,
+            "overlap_comm": False,
+            "offload_optimizer": {"device": "cpu" if self.zero.adam_offload else "none"},
+            "stage3_gather_16bit_weights_on_model_save": False,
+            "zero_hpz_partition_size": self.zero.zpg,
+        }
+        if self.zero.disable_trace_cache:
+            zero |= {
+                "stage3_prefetch_bucket_size": 0,
+                "stage3_max_live_parameters": 0,
+                "stage3_max_reuse_distance": 0,
+            }
+        accumulator = self.precision.grad_accum_dtype
+        return {
+            "train_micro_batch_size_per_gpu": micro_batch,
+            "gradient_accumulation_steps": 1,
+            "managed_gradient_accumulation": False,
+            "gradient_clipping": 0.0 if self._plain else self.max_norm,
+            "zero_optimization": zero,
+            "bf16": {"enabled": self.precision.bf16},
+            "zero_force_ds_cpu_optimizer": False,
+            "prescale_gradients": False,
+            "steps_per_print": None,
+            "wall_clock_breakdown": False,
+            **({"data_types": {"grad_accum_dtype": accumulator}} if accumulator else {}),
+        }
+
+    @contextlib.contextmanager
+    def loading(self) -> Iterator[None]:
+        """Loads a model inside: under ZeRO-3 its weights are partitioned as they are read."""
+        if self.zero.stage != 3:
+            yield
+            return
+        from transformers.integrations import HfDeepSpeedConfig
+
+        keep_alive = HfDeepSpeedConfig(self.ds_config())  # held by weak reference elsewhere
+        yield
+        del keep_alive
+
+    def create_optimizer(self, model: torch.nn.Module, learning_rate: float, l2: float):
+        """AdamW (0.9, 0.95) on what trains; weight decay `l2` on matrices, not on vectors."""
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trainable if _dimensions(p) > 1], "weight_decay": l2},
+            {"params": [p for p in trainable if _dimensions(p) <= 1], "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]  # DeepSpeed drops empty ones
+        settings = {"lr": learning_rate, "betas": (0.9, 0.95)}
+        if self.zero.adam_offload and self.device.type != "cpu":
+            from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+            return DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
+        return torch.optim.AdamW(groups, fused=self.device.type == "cuda", **settings)
+
+    def prepare(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        factor: Callable[[int], float] | None = None,
+    ) -> deepspeed.DeepSpeedEngine:
+        """Wraps the model in a DeepSpeed engine.
+
+        Args:
+            model: on any device; moved to this rank's.
+            optimizer: over the model's trainable parameters.
+            factor: learning-rate factor by optimizer step; None for constant.
+        """
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor) if factor else None
+        if self._plain:
+            optimizer.register_step_pre_hook(self._clip_before_step)
+        engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, lr_scheduler=scheduler, config=self.ds_config()
+        )
+        return engine
+
+    def backward(self, engine: deepspeed.DeepSpeedEngine, loss: torch.Tensor) -> None:
+        """Adds the gradient of `loss` summed over the ranks; call any number of times a step.
+
+        DeepSpeed averages over ranks; multiplying by their number makes it the plain sum.
+        """
+        engine.backward(loss * self.world_size, scale_wrt_gas=False)
+
+    def step(self, engine: deepspeed.DeepSpeedEngine) -> float:
+        """One optimizer step.
+
+        Returns:
+            Global gradient norm before clipping.
+        """
+        engine.step()
+        norm = engine.get_global_grad_norm() if self._norm is None else self._norm
+        return float(norm)
+
+    def full_state(self, engine: deepspeed.DeepSpeedEngine, trainable_only: bool) -> dict:
+        """Weights by name on rank 0's CPU, gathered one by one (empty elsewhere).
+
+        Tied weights appear once, under the first of their names.
+        """
+        state, seen = {}, set()
+        for name, tensor in engine.module.model.state_dict(keep_vars=True).items():
+            if id(tensor) in seen or (trainable_only and not tensor.requires_grad):
+                continue
+            seen.add(id(tensor))
+            with self.gathered([tensor] if is_zero_param(tensor) else []):
+                if self.is_rank_0():
+                    state[name] = tensor.detach().cpu().clone()
+        return state
+
+    def gathered(self, parameters: list[torch.nn.Parameter]) -> contextlib.AbstractContextManager:
+        """Whole parameters inside the context, whatever the ZeRO stage (read only)."""
+        return deepspeed.zero.GatheredParameters(parameters, enabled=self.zero.stage == 3)
+
+    def save_model(self, engine: deepspeed.DeepSpeedEngine, tokenizer, directory: str) -> None:
+        """Writes the model (or its LoRA adapter) and the tokenizer as Hugging Face expects them.
+
+        Every file is written beside and renamed, so an interrupted save leaves the old one whole.
+        """
+        model = engine.module.model
+        state = self.full_state(engine, trainable_only=_is_adapter(model))
+        self.on_rank_0(lambda: _write_model(model, state, tokenizer, Path(directory)))
+
+    def save_engine(self, engine: deepspeed.DeepSpeedEngine, directory: Path) -> None:
+        """Writes weights (what trains), optimizer and schedule; call on every rank."""
+        engine.save_checkpoint(
+            str(directory),
+            tag=ENGINE_TAG,
+            save_latest=False,
+            exclude_frozen_parameters=_is_adapter(engine.module.model),
+        )
+
+    def load_engine(self, engine: deepspeed.DeepSpeedEngine, directory: Path) -> None:
+        """Restores what `save_engine` wrote.
+
+        Raises:
+            InputError: DeepSpeed finds nothing it can load there.
+        """
+        strict = not _is_adapter(engine.module.model)
+        path, _ = engine.load_checkpoint(str(directory), tag=ENGINE_TAG, load_module_strict=strict)
+        if path is None:
+            raise InputError(f"{directory}: DeepSpeed cannot load this checkpoint")
+
+    def rng_state(self) -> dict[str, torch.Tensor]:
+        """State of this rank's torch generators (nothing else draws during training)."""
+        state = {"cpu": torch.get_rng_state()}
+        if self.device.type != "cpu":
+            state["device"] = get_accelerator().get_rng_state()
+        return state
+
+    def set_rng_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Restores `rng_state`'s value."""
+        torch.set_rng_state(state["cpu"])
+        if self.device.type != "cpu":
+            get_accelerator().set_rng_state(state["device"])
+
+    def _clip_before_step(self, optimizer: torch.optim.Optimizer, *_) -> None:
+        """Stage 0 in float32: DeepSpeed clips but keeps no norm, so both are done here."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        limit = self.max_norm or float("inf")
+        self._norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+
+
+def _attempt(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
+    try:
+        return work(), None
+    except Exception as error:
+        return None, error
+
+
+def _become_rank_0_of_1() -> None:
+    """DeepSpeed asks mpi4py for ranks when the launcher's variables are absent."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ |= {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def _dimensions(parameter: torch.nn.Parameter) -> int:
+    """Dimensions of a parameter; ZeRO-3 flattens it and keeps its shape aside."""
+    shape = parameter.ds_shape if is_zero_param(parameter) else parameter.shape
+    return len(shape)
+
+
+def _is_adapter(model: torch.nn.Module) -> bool:
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
+
+
+def _write_model(model, state: dict, tokenizer, directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as scratch:
+        model.save_pretrained(scratch, state_dict=state)
+        tokenizer.save_pretrained(scratch)
+        for file in sorted(path for path in Path(scratch).rglob("*") if path.is_file()):
+            with atomic_path(directory / file.relative_to(scratch)) as tmp:
+                os.replace(file, tmp)

@@ -1,0 +1,54 @@
+"""The only place for package metadata: ranges here, the tested combination in requirements.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "seal/__init__.py").read_text())[1]
+
+setup(
+    name="seal",
+    version=VERSION,
+    description="SEAL: safety-enhanced LLM fine-tuning by bilevel data selection",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["seal", "seal.*"]),
+    install_requires=[
+        "torch>=2.13",
+        "numpy>=2.0",
+        "transformers>=5.20,<6",
+        "tokenizers>=0.22",
+        "deepspeed>=0.19.8,<0.20",
+        "accelerate>=1.10",
+        "peft>=0.20",
+        "datasets>=5.0,<6",
+        "pyarrow>=21",
+        "safetensors>=0.5",
+        "jinja2>=3.1",
+        "pyyaml>=6.0",
+        "rich>=13.0",
+        "tqdm>=4.66",
+        "scipy>=1.13",
+        "scikit-learn>=1.5",
+        "matplotlib>=3.9",
+    ],
+    extras_require={
+        "gpu": ["flash-attn>=2.8", "liger-kernel>=0.8.2", "bitsandbytes>=0.48"],
+        "vllm": ["vllm>=0.30"],
+        "track": ["wandb>=0.20", "tensorboard>=2.18"],
+        "judge": ["openai>=2.0"],
+        "dsir": ["data-selection>=1.0.3"],
+        "test": ["pytest>=8.3", "hypothesis>=6.100", "ruff>=0.14"],
+    },
+    entry_points={"console_scripts": ["seal = seal.command:main"]},
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: System :: Distributed Computing",
+    ],
+)
