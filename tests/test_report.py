@@ -224,9 +224,7 @@ def test_an_evaluation_shows_intervals_categories_and_what_is_not_told_apart(mad
     def measure(model, name, value, low, high, **more):
         return Measure(model, "set", name, "rules", 50, 1, value, low, high, None, True, **more)
 
-    harm = {
-        "by_category": {"fraud": {"n": 5, "unscored": 0, "value": 2.5, "low": 2.0, "high": 3.0}}
-    }
+    fraud = {"n": 5, "unscored": 0, "value": 2.5, "low": 2.0, "high": 3.0}
     results = Results(
         FORMAT, "evaluate.py", 0, 0.9, {}, None, [], [], [],
         [
