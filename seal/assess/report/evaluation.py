@@ -111,6 +111,7 @@ def _from_results(results: Results) -> dict:
         }
         if by_category:
             models = {m.model: m.model for m in same}
+            title = title[0].upper() + title[1:]
             tables.append(_table(f"{title}, by category", by_category, models, {}, key[0]))
     comparisons = [
         {
@@ -162,14 +163,15 @@ def _table(title: str, cells: dict, titles: dict, rows: dict, measure: str | Non
     names = list(dict.fromkeys(line for line, _ in cells))
     tops = {}
     for (_, column), cell in cells.items():
-        ends = (cell.value, cell.high or 0.0, tops.get(column, 0.0))
-        tops[column] = max(ends) if _is_number(column, measure) else 1.0
+        scale = measure or column  # one scale for all that measures the same
+        ends = (cell.value, cell.high or 0.0, tops.get(scale, 0.0))
+        tops[scale] = max(ends) if _is_number(column, measure) else 1.0
     lines = [
         {
             "name": name,
             "rows": rows.get(name),
             "cells": [
-                _drawn(cells[name, column], tops[column], _is_number(column, measure))
+                _drawn(cells[name, column], tops[measure or column], _is_number(column, measure))
                 if (name, column) in cells
                 else None
                 for column in titles

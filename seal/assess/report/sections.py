@@ -292,5 +292,8 @@ def verdict(page: dict) -> list[str]:
         counts = [f"{x['kept']:,} of {x['rows']:,} “{x['name']}” rows" for x in lines[:3]]
         more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
         said.append(f"By {names[0]['name']}, what is kept: {', '.join(counts)}{more}.")
-    said += [evaluation["said"] for evaluation in page["evaluations"] if evaluation["said"]]
+    several = len(page["evaluations"]) > 1
+    for evaluation in page["evaluations"]:
+        if evaluation["said"]:
+            said.append(evaluation["said"] + (f" ({evaluation['file']})" if several else ""))
     return said
