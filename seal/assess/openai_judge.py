@@ -5,6 +5,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from tqdm import tqdm
+
 from seal.assess.prompts import sha256_of_text
 from seal.assess.rules import COMPLIANCE, PARTIAL, REFUSAL, UNSCORED
 from seal.assess.served import Endpoint
@@ -148,9 +150,13 @@ class OpenAIJudge:
         """Raw verdicts in order; each distinct question not in the cache is asked once."""
         keys = [sha256_of_text(self.name, VERSION, question) for question in questions]
         pending = {k: i for i, k in reversed(list(enumerate(keys))) if self.cache.get(k) is None}
-        self.endpoint.map(
-            lambda i: self._ask_one(keys[i], questions[i]), sorted(pending.values()), self.name
-        )
+        with tqdm(total=len(pending), desc=self.name, unit="call", disable=None) as bar:
+
+            def ask(i: int) -> None:
+                self._ask_one(keys[i], questions[i])
+                bar.update()
+
+            self.endpoint.map(ask, sorted(pending.values()))
         found = [self.cache.get(key) for key in keys]
         paid = [self.cache.get(key) for key in pending]
         self.cost = Cost(
