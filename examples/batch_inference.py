@@ -8,7 +8,6 @@ answers equal the input's.
 """
 
 import argparse
-import os
 from pathlib import Path
 
 from seal.assess.generation import (
@@ -23,7 +22,6 @@ from seal.assess.generation import (
     tokenizer_source,
 )
 from seal.assess.prompts import read_prompts
-from seal.assess.served import Endpoint
 from seal.errors import InputError
 from seal.utils import cli
 
@@ -76,19 +74,6 @@ def check(args: argparse.Namespace) -> None:
         raise InputError(f"--token_budget must be at least 1, got {args.token_budget}")
 
 
-def join_ranks(seed: int):
-    """Ranks and device: the strategy's under the launcher, else those of a lone process."""
-    if "RANK" not in os.environ:
-        import torch
-
-        return Alone(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    from seal.utils.strategy import DeepspeedStrategy
-
-    strategy = DeepspeedStrategy(seed=seed)
-    strategy.setup_distributed()
-    return strategy, strategy.device
-
-
 def jobs_of(args: argparse.Namespace, sampling: Sampling, template: Template) -> list[Job]:
     """One job a prompt file, lengths in characters."""
     model = {
@@ -115,9 +100,11 @@ def run_local(
 ) -> None:
     """Answers with weights loaded here, by transformers or vLLM."""
     from seal.assess.engine import HFEngine, encode_jobs, generate, generate_vllm, load_model
+    from seal.utils.strategy import DeepspeedStrategy
     from seal.utils.tokenizer import get_tokenizer
 
-    ranks, device = join_ranks(args.seed)
+    ranks = DeepspeedStrategy(seed=args.seed)
+    ranks.setup_distributed()
     if args.engine == "vllm" and ranks.world_size > 1:
         raise InputError("--engine vllm spreads by itself: start it with python, not deepspeed")
     base, adapter = resolve(args.pretrain, args.lora_path)
@@ -129,7 +116,7 @@ def run_local(
         for job, ids in zip(jobs, encoded, strict=True):
             generate_vllm(job, ids, base, adapter, sampling)
         return
-    engine = HFEngine(load_model(base, adapter, args.bf16, device), tokenizer, sampling)
+    engine = HFEngine(load_model(base, adapter, args.bf16, ranks.device), tokenizer, sampling)
     for job, ids in zip(jobs, encoded, strict=True):
         generate(job, engine, ids, args.token_budget, ranks)
 
@@ -142,6 +129,8 @@ def main() -> None:
     template = Template(args.apply_chat_template, args.input_template)
     jobs = jobs_of(args, sampling, template)
     if args.engine == "openai":
+        from seal.assess.served import Endpoint
+
         endpoint = Endpoint(args.base_url, args.pretrain, concurrency=args.concurrency)
         endpoint.check()
         for job in jobs:

@@ -102,6 +102,12 @@ def meta_path(path: str | os.PathLike) -> Path:
     return Path(path).with_suffix(".meta.json")
 
 
+def read_settings(path: str | os.PathLike) -> dict | None:
+    """What an answer file was generated with, None when it came without its .meta.json."""
+    meta = meta_path(path)
+    return json.loads(meta.read_text())["settings"] if meta.is_file() else None
+
+
 def is_complete(path: str | os.PathLike, fingerprint: str) -> bool:
     """True when `path` was finished with this fingerprint and not changed since."""
     if not (Path(path).is_file() and meta_path(path).is_file()):

@@ -7,14 +7,18 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from tqdm import tqdm
 
 from seal.assess.answers import Answer, Parts, is_complete, write_answers
 from seal.assess.prompts import Prompt, sha256_of_text
-from seal.assess.served import Endpoint
 from seal.errors import InputError
+
+if TYPE_CHECKING:
+    from seal.assess.served import Endpoint
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class Ranks(Protocol):
     def print(self, *message: object) -> None: ...
     def all_gather_object(self, value: object) -> list: ...
     def agree(self, failure: BaseException | None) -> None: ...
+    def on_rank_0(self, work: Callable[[], T]) -> T | None: ...
 
 
 class Alone:
@@ -83,6 +88,10 @@ class Alone:
         """Raises the failure, if any."""
         if failure is not None:
             raise failure
+
+    def on_rank_0(self, work: Callable[[], T]) -> T:
+        """Does the work."""
+        return work()
 
 
 def prompt_seeds(prompts: Sequence[str], seed: int) -> list[int]:
@@ -169,21 +178,14 @@ def run_job(
         ranks.print(f"going on from {len(done)} of {len(job.prompts)} answers in {parts.directory}")
     left = sorted(set(range(len(job.prompts))) - set(done))
     mine = share_of(left, job.lengths, ranks.rank, ranks.world_size)
-    ranks.agree(_failure_of(lambda: _work(work, mine, parts, show=ranks.is_rank_0())))
-    if ranks.is_rank_0():
-        ranks.agree(_failure_of(lambda: _finish(job, parts, fingerprint)))
-    else:
-        ranks.agree(None)
-    ranks.print(f"{len(job.prompts)} answers in {job.output}")
-
-
-def _failure_of(step: Callable[[], None]) -> Exception | None:
-    """Runs a step and returns what it raised, for the ranks to agree on."""
+    failure = None
     try:
-        step()
+        _work(work, mine, parts, show=ranks.is_rank_0())
     except Exception as error:
-        return error
-    return None
+        failure = error
+    ranks.agree(failure)
+    ranks.on_rank_0(lambda: _finish(job, parts, fingerprint))
+    ranks.print(f"{len(job.prompts)} answers in {job.output}")
 
 
 def _work(work, mine: list[int], parts: Parts, show: bool) -> None:
@@ -205,7 +207,7 @@ def _finish(job: Job, parts: Parts, fingerprint: str) -> None:
     parts.remove()
 
 
-def generate_served(job: Job, endpoint: Endpoint, sampling: Sampling, ranks: Ranks) -> None:
+def generate_served(job: Job, endpoint: "Endpoint", sampling: Sampling, ranks: Ranks) -> None:
     """Runs `job` on a served model; each answer is kept as it arrives."""
     seeds = prompt_seeds([prompt.text for prompt in job.prompts], sampling.seed)
 

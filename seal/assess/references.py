@@ -1,6 +1,5 @@
-"""Measures against reference answers: exact match, and how likely the model finds them."""
+"""How likely a model finds reference answers."""
 
-import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,17 +9,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from seal.assess.engine import context_length
 from seal.assess.generation import Template, batches_of
 from seal.assess.rendering import encode_pairs
-
-
-def exact_match(answers: Sequence[str], references: Sequence[str]) -> np.ndarray:
-    """float64 [N]: 1 where answer and reference agree but for case, blanks and Unicode form."""
-    return np.array(
-        [_plain(a) == _plain(r) for a, r in zip(answers, references, strict=True)], dtype=np.float64
-    )
-
-
-def _plain(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 @torch.inference_mode()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from seal.assess.generation import Template
+from seal.datasets.rendering import check_template
 from seal.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,9 +33,8 @@ def encode_prompts(
             f"the tokenizer of {tokenizer.name_or_path} has no chat template; leave out "
             "--apply_chat_template and give --input_template"
         )
-    if not template.chat and "{}" not in template.text:
-        raise InputError(f"--input_template {template.text!r} must hold {{}} for the prompt")
     if not template.chat:
+        check_template(template.text)
         template = _with_a_clean_seam(template, tokenizer)
     encoded = [_encode(prompt, tokenizer, template) for prompt in prompts]
     if limit is None:
@@ -74,7 +74,7 @@ def _encode(
     prompt: str, tokenizer: "PreTrainedTokenizerBase", template: Template, answer: str = ""
 ) -> list[int]:
     if not template.chat:
-        ids = tokenizer(template.text.replace("{}", prompt, 1) + answer).input_ids
+        ids = tokenizer(template.text.format(prompt) + answer).input_ids
         return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids  # some add their end token
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True

@@ -27,6 +27,9 @@ HIGHER_IS_BETTER = {
 }
 
 
+SHARES = tuple(name for name in HIGHER_IS_BETTER if name not in ("harmfulness", "log_perplexity"))
+
+
 @dataclass
 class Measure:
     """One figure of one model on one prompt set by one judge.
@@ -84,6 +87,7 @@ class Results:
         answers: {"model", "prompt_set", "path", "sha256", "settings"} each; settings are None for
             answers that were given as a file without them.
         judges: {"name", "base_url", "calls", "cached", "prompt_tokens", "completion_tokens"} each.
+        arms: The shares among the measures by model and name, for the report: `arms_of`.
         verdicts: {"path", "sha256", "n"} of the record of every verdict.
     """
 
@@ -98,6 +102,7 @@ class Results:
     judges: list[dict]
     measures: list[Measure]
     comparisons: list[Comparison]
+    arms: dict[str, dict[str, dict]]
     verdicts: dict
 
 
@@ -174,6 +179,22 @@ def compare(every: Sequence[Scores], seed: int, confidence: float = 0.95) -> lis
                 )
             )
     return found
+
+
+def arms_of(measures: Sequence[Measure]) -> dict[str, dict[str, dict]]:
+    """The measures that are shares: model -> name -> {"estimate", "low", "high", "n"}.
+
+    The name is the measure's own where it is the only one, else with its prompt set and judge.
+    """
+    shares = [m for m in measures if m.measure in SHARES and m.value is not None]
+    kinds = {(m.measure, m.prompt_set, m.judge) for m in shares}
+    alone = {name for name in SHARES if sum(kind[0] == name for kind in kinds) == 1}
+    arms: dict[str, dict[str, dict]] = {}
+    for m in shares:
+        name = m.measure if m.measure in alone else f"{m.measure} ({m.prompt_set}, {m.judge})"
+        found = {"estimate": m.value, "low": m.low, "high": m.high, "n": m.n}
+        arms.setdefault(m.model, {})[name] = found
+    return arms
 
 
 def write_results(path: str | os.PathLike, results: Results) -> None:

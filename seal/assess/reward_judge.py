@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
-from seal.assess.openai_judge import preference_label
 from seal.assess.prompts import sha256_of_text
-from seal.assess.verdicts import Verdict
+from seal.assess.verdicts import Verdict, preference_label
 from seal.errors import InputError
 
 

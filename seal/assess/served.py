@@ -7,9 +7,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
-import openai
-
 from seal.errors import InputError
+
+try:
+    import openai
+except ImportError as error:
+    raise InputError("a served model needs the openai package: pip install openai") from error
 
 KEY_VARIABLES = ("SEAL_JUDGE_API_KEY", "OPENAI_API_KEY")
 LONGEST_WAIT = 60.0  # seconds between two tries, whatever the server asks for

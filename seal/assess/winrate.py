@@ -1,8 +1,7 @@
-"""Win rate from pairwise verdicts: with ties, both orders, and with the length taken out."""
+"""What pairwise verdicts say beside their mean: order consistency, win rate at equal length."""
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -10,54 +9,13 @@ from numpy.typing import ArrayLike
 from seal.assess.statistics import Interval, bootstrap_ci
 from seal.assess.verdicts import Verdict
 
-RIDGE = 1e-3  # keeps the fit finite when every pair is won or length decides every pair
+RIDGE = 1e-4  # keeps the fit finite when every pair is won or length decides every pair
 
 
-class WinRate(NamedTuple):
-    """Outcome of a comparison with a reference.
-
-    Attributes:
-        n: Scored pairs; `unscored` were left out.
-        value: Mean preference, a tie counting one half.
-        standard_error: Of the mean, sample standard deviation over sqrt(n); NaN below two pairs.
-        low, high: Percentile bootstrap interval of `value`.
-        consistency: Share of scored pairs on which both orders agree.
-    """
-
-    n: int
-    unscored: int
-    wins: int
-    losses: int
-    ties: int
-    value: float
-    standard_error: float
-    low: float
-    high: float
-    consistency: float
-
-
-def win_rate(verdicts: Sequence[Verdict], seed: int = 0) -> WinRate:
-    """Summarises verdicts of the task `preference`.
-
-    Raises:
-        ValueError: not one of the verdicts is scored.
-    """
-    scored = [v for v in verdicts if v.value is not None]
-    values = np.array([v.value for v in scored])
-    interval = bootstrap_ci(values, seed=seed)
-    spread = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return WinRate(
-        n=len(scored),
-        unscored=len(verdicts) - len(scored),
-        wins=int((values > 0.5).sum()),
-        losses=int((values < 0.5).sum()),
-        ties=int((values == 0.5).sum()),
-        value=interval.estimate,
-        standard_error=float(spread),
-        low=interval.low,
-        high=interval.high,
-        consistency=float(np.mean([bool(v.consistent) for v in scored])),
-    )
+def order_consistency(verdicts: Sequence[Verdict]) -> float | None:
+    """Share of scored pairs on which both orders agree; None when nothing was scored."""
+    agreed = [v.consistent for v in verdicts if v.consistent is not None]
+    return sum(agreed) / len(agreed) if agreed else None
 
 
 def length_controlled(
