@@ -69,7 +69,7 @@ def train(args) -> None:
         tokenizer=args.pretrain,
         max_len=args.max_len,
         seed=args.seed,
-    )
+    ) | {"command": cli.run_config(args)["command"]}
 
     def save(path: Path) -> None:
         columns = {

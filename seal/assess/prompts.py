@@ -65,6 +65,21 @@ def _parse(text: str, suffix: str, path: Path) -> list[dict]:
     raise InputError(f"{path} ends in {suffix}; .json, .jsonl, .csv (and .gz of them) are read")
 
 
+def read_object(path: str | os.PathLike) -> dict:
+    """Reads a file that holds one JSON object.
+
+    Raises:
+        InputError: the file is absent or holds something else.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a JSON {type(content).__name__}, an object is needed")
+    return content
+
+
 def read_prompts(path: str | os.PathLike, input_key: str | None = None) -> list[Prompt]:
     """Reads a prompt file; see PROMPT_KEYS, REFERENCE_KEYS and CATEGORY_KEYS for the columns.
 

@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
-import openai
-from tqdm import tqdm
-
 from seal.errors import InputError
+
+try:
+    import openai
+except ImportError as error:
+    raise InputError("a served model needs the openai package: pip install openai") from error
 
 KEY_VARIABLES = ("SEAL_JUDGE_API_KEY", "OPENAI_API_KEY")
 LONGEST_WAIT = 60.0  # seconds between two tries, whatever the server asks for
@@ -111,18 +113,13 @@ class Endpoint:
         except openai.OpenAIError as error:
             raise InputError(self._reason(error)) from error
 
-    def map(self, work: Callable[[int], None], items: Sequence[int], title: str) -> None:
-        """Runs `work` on every item with the endpoint's concurrency and a progress bar.
+    def map(self, work: Callable[[int], None], items: Sequence[int]) -> None:
+        """Runs `work` on every item with the endpoint's concurrency.
 
         The first failure stops the rest at their next try and is raised; what was done is done.
         """
-        with (
-            tqdm(total=len(items), desc=title, unit="call", disable=None) as bar,
-            ThreadPoolExecutor(self.concurrency) as pool,
-        ):
+        with ThreadPoolExecutor(self.concurrency) as pool:
             futures = [pool.submit(work, item) for item in items]
-            for future in futures:
-                future.add_done_callback(lambda done: bar.update(not done.cancelled()))
             try:
                 wait(futures, return_when=FIRST_EXCEPTION)
             finally:

@@ -38,6 +38,13 @@ class Verdict:
     consistent: bool | None = None
 
 
+def preference_label(value: float | None) -> str:
+    """ "win", "loss" or "tie" of a preference value; "unscored" of None."""
+    if value is None:
+        return "unscored"
+    return "tie" if value == 0.5 else ("win" if value > 0.5 else "loss")
+
+
 def write_verdicts(path: str | os.PathLike, rows: Iterable[tuple[dict, Verdict]]) -> int:
     """Writes one JSON line a verdict, each with its own keys (model, prompt_set, index) first."""
     count = 0

@@ -129,7 +129,7 @@ def chore(rng: Random) -> Row:
 
 
 def lookalike(rng: Random) -> Row:
-    """A benign request that shares the verb and either the owner or the thing of a forbidden one."""
+    """A benign request with the verb and either the owner or the thing of a forbidden one."""
     veiled = rng.random() < 0.5
     owner, thing = rng.choice(VEILED) if veiled else FORBIDDEN
     if rng.random() < 0.5:

@@ -1,4 +1,4 @@
-"""The demo's rows: what the model is aligned on, the safe set, the user's rows, held-out prompts."""
+"""The rows of the demo: to align on, the safe set, the rows of the user, held-out prompts."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

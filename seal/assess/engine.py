@@ -1,0 +1,252 @@
+"""Generation with weights loaded here: batched by transformers, or by vLLM."""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from seal.assess.answers import Answer
+from seal.assess.generation import (
+    Alone,
+    Job,
+    Ranks,
+    Sampling,
+    Template,
+    batches_of,
+    prompt_seeds,
+    run_job,
+)
+from seal.assess.rendering import encode_prompts
+from seal.errors import InputError
+
+VLLM_CHUNK = 512  # prompts between two writes to disk
+
+
+def load_model(
+    pretrain: str, lora_path: str | None, bf16: bool, device: torch.device | str
+) -> PreTrainedModel:
+    """Loads a causal model for generation, a LoRA adapter merged into it.
+
+    Args:
+        pretrain: Model directory or hub name.
+        lora_path: Adapter directory, None for none.
+        bf16: bfloat16 weights, else float32.
+
+    Raises:
+        InputError: there is no such model or adapter.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            pretrain, dtype=torch.bfloat16 if bf16 else torch.float32
+        )
+        if lora_path is not None:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, lora_path).merge_and_unload()
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        where = f"{pretrain} with adapter {lora_path}" if lora_path else pretrain
+        raise InputError(f"no model can be loaded from {where}: {reason}") from error
+    return model.to(device).eval()
+
+
+def load_config(pretrain: str) -> PreTrainedConfig:
+    """The configuration of a model.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    try:
+        return AutoConfig.from_pretrained(pretrain)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"no model can be loaded from {pretrain}: {reason}") from error
+
+
+def context_length(config: PreTrainedConfig) -> int | None:
+    """Positions a model of this configuration has, None for one without a limit."""
+    try:
+        return config.get_text_config().max_position_embeddings
+    except AttributeError:
+        return None
+
+
+def encode_jobs(
+    jobs: Sequence[Job],
+    base: str,
+    tokenizer: PreTrainedTokenizerBase,
+    sampling: Sampling,
+    template: Template,
+    max_len: int | None = None,
+    truncate: bool = False,
+) -> tuple[list[Job], list[list[list[int]]]]:
+    """The jobs with lengths in tokens, and the token ids of their rendered prompts.
+
+    A prompt may have `max_len` tokens, and what the context of `base` leaves beside the answer.
+
+    Raises:
+        InputError: as `encode_prompts`.
+    """
+    limits = [] if max_len is None else [max_len]
+    context = context_length(load_config(base))
+    if context is not None:
+        limits.append(context - sampling.max_new_tokens)
+    limit = min(limits, default=None)
+    encoded = [
+        encode_prompts([p.text for p in job.prompts], tokenizer, template, limit, truncate)
+        for job in jobs
+    ]
+    counted = [
+        job._replace(lengths=[len(row) for row in ids])
+        for job, ids in zip(jobs, encoded, strict=True)
+    ]
+    return counted, encoded
+
+
+class SeededSampler(LogitsProcessor):
+    """Sampling as an argmax: adds Gumbel noise drawn for each row from that row's own generator.
+
+    Greedy search over the result is exact sampling from the tempered, top-p filtered distribution,
+    and a row's draws depend on its seed and step alone.
+
+    Source: Gumbel 1954; Maddison, Tarlow and Minka 2014, "A* sampling", section 2.
+    """
+
+    def __init__(self, seeds: Sequence[int], temperature: float, top_p: float):
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._temperature, self._top_p = temperature, top_p
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """scores: [B, V] logits; returns [B, V] float32 whose argmax is the sample."""
+        logits = scores.float() / self._temperature
+        if self._top_p < 1:
+            ordered, places = logits.sort(dim=-1, descending=True)
+            before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+            dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(
+                -1, places, before >= self._top_p
+            )
+            logits = logits.masked_fill(dropped, float("-inf"))
+        uniform = torch.stack(
+            [torch.rand(logits.shape[-1], generator=g) for g in self._generators]
+        ).clamp_min(torch.finfo(torch.float32).tiny)
+        return logits - (-uniform.log()).log().to(logits.device)
+
+
+class HFEngine:
+    """Batched generation with a Hugging Face model, left padded.
+
+    Args:
+        model: On its device, in eval mode. Its generation defaults are replaced, end tokens kept.
+        tokenizer: With a padding token.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sampling: Sampling
+    ):
+        ends = model.generation_config.eos_token_id
+        ends = [ends] if isinstance(ends, int) else list(ends or [])
+        self._ends = sorted({*ends, tokenizer.eos_token_id})
+        model.generation_config = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=sampling.max_new_tokens,
+            eos_token_id=self._ends,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
+
+    @torch.inference_mode()
+    def __call__(self, ids: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[tuple]:
+        """Answers one batch: (text, finish reason, tokens) a row."""
+        width = max(map(len, ids))
+        pad = self.tokenizer.pad_token_id
+        rows = torch.tensor([[pad] * (width - len(r)) + list(r) for r in ids])  # [B, width]
+        mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in ids])
+        processors = LogitsProcessorList()
+        if self.sampling.temperature > 0:
+            settings = (self.sampling.temperature, self.sampling.top_p)
+            processors.append(SeededSampler(seeds, *settings))
+        output = self.model.generate(
+            input_ids=rows.to(self.model.device),
+            attention_mask=mask.to(self.model.device),
+            logits_processor=processors,
+        )
+        return [self._taken_apart(row) for row in output[:, width:].tolist()]
+
+    def _taken_apart(self, row: list[int]) -> tuple[str, str, int]:
+        end = next((k for k, token in enumerate(row) if token in self._ends), None)
+        text = self.tokenizer.decode(row[:end], skip_special_tokens=True).strip()
+        return text, "length" if end is None else "stop", len(row) if end is None else end + 1
+
+
+def generate(
+    job: Job, engine: HFEngine, encoded: Sequence[Sequence[int]], budget: int, ranks: Ranks
+) -> None:
+    """Runs `job` on a Hugging Face engine.
+
+    Args:
+        encoded: [N] token ids of each rendered prompt.
+        budget: Padded tokens a batch may hold, answers included.
+    """
+    sampling = engine.sampling
+    seeds = prompt_seeds([prompt.text for prompt in job.prompts], sampling.seed)
+
+    def work(mine: list[int], keep: Callable[[list[Answer]], None]) -> None:
+        for batch in batches_of(mine, job.lengths, sampling.max_new_tokens, budget):
+            found = engine([encoded[i] for i in batch], [seeds[i] for i in batch])
+            keep([Answer(i, *one) for i, one in zip(batch, found, strict=True)])
+
+    run_job(job, work, ranks)
+
+
+def generate_vllm(
+    job: Job, encoded: Sequence[list[int]], pretrain: str, lora_path: str | None, sampling: Sampling
+) -> None:
+    """Runs `job` on vLLM, which spreads over the accelerators by itself: one process.
+
+    Raises:
+        InputError: vllm is not installed.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise InputError("--engine vllm needs the vllm package; pip install vllm, or --engine hf")
+    from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    model = LLM(pretrain, enable_lora=lora_path is not None, seed=sampling.seed)
+    lora = LoRARequest("adapter", 1, lora_path) if lora_path else None
+    seeds = prompt_seeds([prompt.text for prompt in job.prompts], sampling.seed)
+
+    def work(mine: list[int], keep: Callable[[list[Answer]], None]) -> None:
+        for start in range(0, len(mine), VLLM_CHUNK):
+            chunk = mine[start : start + VLLM_CHUNK]
+            outputs = model.generate(
+                [{"prompt_token_ids": encoded[i]} for i in chunk],
+                [
+                    SamplingParams(
+                        temperature=sampling.temperature,
+                        top_p=sampling.top_p,
+                        max_tokens=sampling.max_new_tokens,
+                        seed=seeds[i] % 2**31,
+                    )
+                    for i in chunk
+                ],
+                lora_request=lora,
+            )
+            replies = [output.outputs[0] for output in outputs]
+            keep(
+                [
+                    Answer(i, r.text.strip(), r.finish_reason, len(r.token_ids))
+                    for i, r in zip(chunk, replies, strict=True)
+                ]
+            )
+
+    run_job(job, work, Alone())
