@@ -36,8 +36,9 @@ def train(args) -> None:
     rows = strategy.main_first(lambda: read(args.dataset, args.dataset_probs))
     strategy.print(f"rows: {rows}")
     if args.selector_path and args.topp < 1:
-        rows = strategy.main_first(lambda: select(args, rows))
-        strategy.print(f"kept: {rows}")
+        everything = rows
+        rows, note = strategy.main_first(lambda: select(args, everything))
+        strategy.print(f"{note}\nkept: {rows}")
     if args.safeinstr_dataset:
         safe = strategy.main_first(lambda: read(args.safeinstr_dataset))
         strategy.print(f"mixed in: {safe}")
@@ -85,25 +86,28 @@ def train(args) -> None:
     trainer.fit(first_step)
     logger.close()
     strategy.save_model(engine, tokenizer, args.save_path)
+    strategy.on_rank_0(lambda: cli.write_config(args, args.save_path))
     strategy.print(f"model: {args.save_path}")
 
 
 def select(args, rows):
-    """The rows the selector keeps."""
-    selection = load_selection(
-        args.selector_path,
-        lambda: load_rows(args.dataset, probs=args.dataset_probs, **cli.source_flags(args)),
-        tokenizer=args.selector_tokenizer or args.pretrain,
-        max_len=args.selector_max_len or args.max_len,
-        input_template=args.input_template,
-    )
+    """The rows the selector keeps, and one line that says how they were found."""
+    published = {}
+    if args.selector_path.endswith(".pt"):  # bare logits: their rows are found by replay
+        published = {
+            "rows": load_rows(args.dataset, probs=args.dataset_probs, **cli.source_flags(args)),
+            "tokenizer": get_tokenizer(args.selector_tokenizer or args.pretrain),
+            "max_len": args.selector_max_len or args.max_len,
+            "input_template": args.input_template,
+        }
+    selection = load_selection(args.selector_path, **published)
     selected = select_rows(rows.ids, rows.occurrences, selection, args.topp, args.unscored)
-    print(
+    note = (
         f"selector {args.selector_path}: {len(selected.indices)} of {len(rows)} rows kept at topp "
         f"{args.topp:g}; {selected.unscored} rows had no score, {selected.missing} scored rows are "
         "not in this dataset"
     )
-    return rows.select(selected.indices)
+    return rows.select(selected.indices), note
 
 
 if __name__ == "__main__":

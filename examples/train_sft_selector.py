@@ -69,7 +69,7 @@ def train(args) -> None:
         tokenizer=args.pretrain,
         max_len=args.max_len,
         seed=args.seed,
-    )
+    ) | {"command": cli.run_config(args)["command"]}
 
     def save(path: Path) -> None:
         columns = {
@@ -115,6 +115,7 @@ def train(args) -> None:
     strategy.print(f"selector: {base}.parquet, {len(user)} rows scored")
     if args.save_path:
         strategy.save_model(engine, tokenizer, args.save_path)
+        strategy.on_rank_0(lambda: cli.write_config(args, args.save_path))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The report: its numbers are the artefact's, its row text is inert, what is absent is said."""
 
+import argparse
 import json
 import re
 import shutil
@@ -13,6 +14,8 @@ import pytest
 from seal.assess.report import figures, write_report
 from seal.assess.report.rows import tenths
 from seal.assess.report.runs import read_metrics, thin
+from seal.assess.results import FORMAT, Comparison, Measure, Results, write_results
+from seal.command import report
 from seal.datasets import load_rows
 from seal.errors import InputError
 from seal.selection.artefact import kept_mask, selection_meta, write_selection
@@ -217,6 +220,38 @@ def test_chromium_runs_no_row_and_logs_nothing(made, tmp_path):
     assert "<title>pwned</title>" in dom  # the same text, unescaped, does run here
 
 
+def test_an_evaluation_shows_intervals_categories_and_what_is_not_told_apart(made, tmp_path):
+    def measure(model, name, value, low, high, **more):
+        return Measure(model, "set", name, "rules", 50, 1, value, low, high, None, True, **more)
+
+    fraud = {"n": 5, "unscored": 0, "value": 2.5, "low": 2.0, "high": 3.0}
+    results = Results(
+        FORMAT, "evaluate.py", 0, 0.9, {}, None, [], [], [],
+        [
+            measure("ours", "refusal", 0.9, 0.8, 0.95),
+            measure("ours", "harmfulness", 2.25, 2.0, 2.5, by_category={"fraud": fraud}),
+            measure("plain", "refusal", 0.5, 0.4, 0.6),
+            measure("plain", "harmfulness", None, None, None),
+        ],
+        [
+            Comparison("ours", "plain", "set", "refusal", "rules", 49, 0.4, 0.3, 0.5, 0.01),
+            Comparison("ours", "plain", "set", "harmfulness", "rules", 49, -0.5, -1.1, 0.1, 0.2),
+        ],
+        {},
+    )  # fmt: skip
+    write_results(tmp_path / "results.json", results)
+    given = {"selection": made / "sel.parquet", "evaluation": tmp_path / "results.json"}
+    page = Page(write_report(tmp_path / "r.html", **given, topp=0.7).read_text())
+    share = "90\u00a0%80\u00a0% to 95\u00a0%, n 50, 1 unscored"
+    assert page.row("ours")[1:] == [share, "2.252 to 2.5, n 50, 1 unscored"]
+    assert page.row("plain")[-1] == "not measured"
+    assert page.row("fraud")[1:] == ["2.52 to 3, n 5"]
+    told, untold = (row for row in page.table_rows if row[0] == "ours − plain")
+    assert told[2:] == ["+40\u00a0points", "+30\u00a0points to +50\u00a0points", "49", "yes"]
+    assert untold[2:] == ["−0.5", "−1.1 to +0.1", "49", "no"]
+    assert "with 90\u00a0% intervals" in " ".join(page.text)
+
+
 def test_redacted_report_has_no_row_text(made, tmp_path):
     given = {"selection": made / "sel.parquet", "dataset": str(made / "user.jsonl"), "topp": 0.7}
     out = write_report(tmp_path / "r.html", **given, columns=["provenance"], redact_text=True)
@@ -226,6 +261,19 @@ def test_redacted_report_has_no_row_text(made, tmp_path):
     with pytest.raises(InputError, match="row text"):
         write_report(tmp_path / "x.html", **given, columns=["response"], redact_text=True)
     assert not (tmp_path / "x.html").exists()
+
+
+def test_the_subcommand_writes_the_same_page(made, tmp_path):
+    parser = argparse.ArgumentParser()
+    report.add_parser(parser.add_subparsers())
+    words = f"report {made}/sel.parquet --dataset {made}/user.jsonl --topp 0.7 --column provenance"
+    args = parser.parse_args([*words.split(), "--no_text", "--out", str(tmp_path / "r.html")])
+    result, text = args.run(args)
+    size = (tmp_path / "r.html").stat().st_size
+    assert result == {"report": str(tmp_path / "r.html"), "bytes": size}
+    assert str(tmp_path / "r.html") in text
+    page = Page((tmp_path / "r.html").read_text())
+    assert page.row("planted")[2] == "80" and "Question" not in " ".join(page.text)
 
 
 def test_absent_inputs_are_named(made, tmp_path):
@@ -249,8 +297,8 @@ def test_input_that_does_not_belong_is_refused(made, tmp_path):
         ({"dataset": str(other)}, "none of the 400 scored rows"),
         ({"columns": ["source"]}, "need the dataset"),
         ({"dataset": str(made / "user.jsonl"), "columns": ["nope"]}, "'nope' is not in"),
-        ({"results": bad_results}, "share in \\[0, 1\\]"),
-        ({"results": tmp_path / "absent.json"}, "cannot read"),
+        ({"results": bad_results}, r"a share in \[0, 1\]"),
+        ({"results": tmp_path / "absent.json"}, "cannot be read"),
         ({"metrics": bad_metrics}, "line 2 is not a JSON object"),
         ({"rows_shown": -1}, "must be 0 or more"),
         ({"topp": 80.0}, "topp must be in"),

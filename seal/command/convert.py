@@ -3,6 +3,7 @@
 import argparse
 
 from seal.command.dataset import add_dataset_flags, read_rows
+from seal.errors import InputError
 from seal.selection.artefact import save_selection
 
 
@@ -29,7 +30,11 @@ def run(args: argparse.Namespace) -> tuple[dict, str]:
     from seal.selection.published import published_selection
 
     rows = read_rows(args)
-    tokenizer = AutoTokenizer.from_pretrained(args.selector_tokenizer)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(args.selector_tokenizer)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"tokenizer {args.selector_tokenizer!r}: {reason}") from error
     selection = published_selection(
         args.file, rows, tokenizer, args.selector_max_len, args.input_template
     )

@@ -1,6 +1,7 @@
 """The flags that name a dataset, and the rows they name."""
 
 import argparse
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,8 +26,12 @@ def add_dataset_flags(parser: argparse.ArgumentParser, required: bool) -> None:
 
 def read_rows(args: argparse.Namespace) -> "datasets.Dataset":
     """The rows that the flags of `add_dataset_flags` name, with ids and occurrences."""
+    import datasets
+
     from seal.datasets import load_rows
 
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     return load_rows(
         args.dataset,
         probs=args.dataset_probs,

@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import datasets
 
 FORMATS = ("jsonl", "messages", "alpaca", "sharegpt", "parquet", "weights")
-_BATCH = 1000  # rows held as Python objects at a time
+_BATCH = 10_000  # rows held as Python objects at a time
 _LLAMA_FACTORY = {
     "alpaca": {
         "formatting": "alpaca",
@@ -58,24 +59,24 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> tuple[dict, str]:
     selection, rows, out = load_selection(args.file), read_rows(args), Path(args.out)
     selected = select_rows(*row_keys(rows), selection, args.topp, args.unscored)
-    kept = rows.select(selected.indices)
+    tables = _kept_tables(rows, selected.indices, selection)
     if args.format == "parquet":
-        _write_parquet(out, kept, selection)
+        _write_parquet(out, tables)
     elif args.format == "jsonl":
-        _write_lines(out, source_lines(kept))
+        _write_lines(out, source_lines(rows, selected.indices))
     else:
-        _write_lines(out, _records(kept, selection, _CONVERTERS[args.format]))
+        _write_lines(out, _records(tables, _CONVERTERS[args.format]))
     result = {
         "out": args.out,
         "format": args.format,
         "topp": args.topp,
-        "kept": len(kept),
+        "kept": len(selected.indices),
         "rows": len(rows),
         "scored": selected.scored,
         "unscored": selected.unscored,
         "missing": selected.missing,
     }
-    text = f"kept {len(kept)} of {len(rows)} rows at topp {args.topp:g}: {args.out}"
+    text = f"kept {result['kept']} of {len(rows)} rows at topp {args.topp:g}: {args.out}"
     if selected.unscored:
         text += f"\n{selected.unscored} rows have no score: {args.unscored}"
     if selected.missing:
@@ -139,27 +140,37 @@ def _turns(messages: list[dict]) -> tuple[str, list[str]]:
     return system, [message["content"] for message in turns]
 
 
+def _kept_tables(
+    rows: "datasets.Dataset", indices: np.ndarray, selection: Selection
+) -> Iterator[pa.Table]:
+    """The kept rows in order, a table a batch: columns of `load_rows`, `score` and `weight`.
+
+    A row without a score has a null there and weight 1, the mean.
+    """
+    kept = np.zeros(len(rows), bool)
+    kept[indices] = True
+    start = 0
+    for batch in rows.with_format("arrow").iter(_BATCH):
+        table = batch.filter(pa.array(kept[start : start + len(batch)])).combine_chunks()
+        start += len(batch)
+        lines = selection.index.find(table["id"], table["occurrence"].to_numpy())
+        score = pa.array(selection.score[lines], mask=lines < 0)
+        weight = np.where(lines >= 0, selection.weight[lines], np.float32(1))
+        yield table.append_column("score", score).append_column("weight", pa.array(weight))
+
+
 def _records(
-    kept: "datasets.Dataset", selection: Selection, convert: Callable[[list[dict], float], dict]
+    tables: Iterable[pa.Table], convert: Callable[[list[dict], float], dict]
 ) -> Iterator[bytes]:
-    _, weights = _scores(kept, selection)
-    i = 0
-    for batch in kept.select_columns(["messages", "row"]).iter(_BATCH):
-        for messages, row in zip(batch["messages"], batch["row"], strict=True):
-            turns = [{"role": turn["role"], "content": turn["content"]} for turn in messages]
+    encode = json.JSONEncoder(ensure_ascii=False).encode
+    for table in tables:
+        columns = (table[name].to_pylist() for name in ("messages", "row", "weight"))
+        for messages, row, weight in zip(*columns, strict=True):
             try:
-                record = convert(turns, float(f"{weights[i]:.7g}"))
+                record = convert(messages, float(f"{weight:.7g}"))
             except InputError as error:
                 raise InputError(f"row {row}: {error}") from error
-            yield json.dumps(record, ensure_ascii=False).encode() + b"\n"
-            i += 1
-
-
-def _scores(kept: "datasets.Dataset", selection: Selection) -> tuple[pa.Array, np.ndarray]:
-    """Scores (null where there is none) and weights (1, the mean, where there is none)."""
-    lines = selection.index.find(*row_keys(kept))
-    score = pa.array(selection.score[lines], mask=lines < 0)
-    return score, np.where(lines >= 0, selection.weight[lines], np.float32(1))
+            yield encode(record).encode() + b"\n"
 
 
 def _write_lines(out: Path, lines: Iterable[bytes]) -> None:
@@ -167,19 +178,11 @@ def _write_lines(out: Path, lines: Iterable[bytes]) -> None:
         file.writelines(lines)
 
 
-def _write_parquet(out: Path, kept: "datasets.Dataset", selection: Selection) -> None:
-    """The columns of `load_rows`, and each row's score and weight."""
-    score, weight = _scores(kept, selection)
-    writer, start = None, 0
-    with atomic_path(out) as tmp:
-        for batch in kept.with_format("arrow").iter(10 * _BATCH):
-            stop = start + len(batch)
-            batch = batch.append_column("score", score[start:stop])
-            batch = batch.append_column("weight", pa.array(weight[start:stop]))
-            writer = writer or pq.ParquetWriter(tmp, batch.schema, compression="zstd")
-            writer.write_table(batch)
-            start = stop
-        writer.close()
+def _write_parquet(out: Path, tables: Iterator[pa.Table]) -> None:
+    first = next(tables)
+    with atomic_path(out) as tmp, pq.ParquetWriter(tmp, first.schema, compression="zstd") as writer:
+        for table in chain([first], tables):
+            writer.write_table(table)
 
 
 def _describe(out: Path, entry: dict) -> Path:

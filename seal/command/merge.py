@@ -47,7 +47,7 @@ def _merge(adapter: Path, base: str | None, folder: Path) -> str:
         model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
         has_tokenizer = (adapter / "tokenizer_config.json").is_file()
         tokenizer = AutoTokenizer.from_pretrained(adapter if has_tokenizer else base)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"base model {base!r} cannot be read, give --base: {reason}") from error
     merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 _BATCH = 1000  # rows held as Python objects at a time
 
 
-def source_lines(rows: "datasets.Dataset") -> Iterator[bytes]:
-    """One line a row, with all columns of its source, in the order of `rows`.
+def source_lines(rows: "datasets.Dataset", indices: np.ndarray) -> Iterator[bytes]:
+    """One line for each of `rows[indices]`, with all columns of its source.
 
     Args:
         rows: as `seal.datasets.load_rows` gives them; only `origin` and `origin_row` are used.
+        indices: int64 [K], in the order of the output.
 
     Yields:
         the source's own bytes where the source is JSON lines, otherwise the record as JSON; each
@@ -34,8 +35,8 @@ def source_lines(rows: "datasets.Dataset") -> Iterator[bytes]:
     """
     table = rows.select_columns(["origin", "origin_row"]).with_format("arrow")[:]
     origins = pc.dictionary_encode(table["origin"].combine_chunks())
-    codes = origins.indices.to_numpy()
-    numbers = table["origin_row"].to_numpy()
+    codes = origins.indices.to_numpy()[indices]
+    numbers = table["origin_row"].to_numpy()[indices]
     lines = [
         _lines_of(name, numbers[codes == code])
         for code, name in enumerate(origins.dictionary.to_pylist())

@@ -79,46 +79,44 @@ class SFTDataset(torch.utils.data.Dataset):
     """Tokenised rows, memory-mapped; made by `tokenize_rows`.
 
     Attributes:
-        rows: `datasets.Dataset` with `input_ids`, `supervised`, `id`, `occurrence`, `row`.
         skipped: Why rows were left out: reason -> count; only reasons that occurred.
         truncated: How many rows were cut to max_len.
-        raw: How many rows were read: len(self) + the skipped ones.
+        raw: How many rows were read: the ones here and the skipped ones.
         fingerprint: 32 hex digits of the rows, the tokenizer and all arguments.
         lengths: int64 [N], tokens a row.
+        ids: str objects [N], the rows' names, see `row_id`.
+        occurrences: int32 [N], which copy of its id each row is.
+        row_numbers: int64 [N], the rows' positions in the dataset they were read from.
     """
 
     def __init__(
         self,
-        rows: datasets.Dataset,
+        tokenised: datasets.Dataset,
+        places: np.ndarray,
         *,
         skipped: dict[str, int],
         truncated: int,
         raw: int,
         fingerprint: str,
     ) -> None:
-        self.rows = rows
+        """Takes the rows of `tokenised` (columns of FEATURES) at `places`, int64 [N]."""
         self.skipped = skipped
         self.truncated = truncated
         self.raw = raw
         self.fingerprint = fingerprint
-        self._tokens = rows.select_columns(["input_ids", "supervised"]).with_format("arrow")
-        lengths = pc.list_value_length(_column(rows, "input_ids"))
-        self.lengths = lengths.to_numpy().astype(np.int64)
+        self._tokenised = tokenised.with_format("arrow")
+        self._places = places
+        lengths = pc.list_value_length(_column(tokenised, "input_ids"))
+        self.lengths = lengths.to_numpy()[places].astype(np.int64)
+        self.ids = _column(tokenised, "id").to_numpy()[places]
+        self.occurrences = _column(tokenised, "occurrence").to_numpy()[places]
+        self.row_numbers = _column(tokenised, "row").to_numpy()[places]
 
     @cached_property
-    def ids(self) -> np.ndarray:
-        """str objects [N]: the rows' names, see `row_id`."""
-        return _column(self.rows, "id").to_numpy()
-
-    @cached_property
-    def occurrences(self) -> np.ndarray:
-        """int32 [N]: which copy of its id each row is."""
-        return _column(self.rows, "occurrence").to_numpy()
-
-    @cached_property
-    def row_numbers(self) -> np.ndarray:
-        """int64 [N]: the rows' positions in the dataset they were read from."""
-        return _column(self.rows, "row").to_numpy()
+    def rows(self) -> datasets.Dataset:
+        """The rows as a dataset: `input_ids`, `supervised`, `id`, `occurrence`, `row`."""
+        columns = ["input_ids", "supervised", "id", "occurrence", "row"]
+        return self._tokenised.select_columns(columns).with_format(None).select(self._places)
 
     @cached_property
     def supervised(self) -> np.ndarray:
@@ -129,7 +127,7 @@ class SFTDataset(torch.utils.data.Dataset):
         return counts - flags[starts]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self._places)
 
     def __str__(self) -> str:
         left_out = ", ".join(f"{count} {reason}" for reason, count in self.skipped.items())
@@ -146,7 +144,8 @@ class SFTDataset(torch.utils.data.Dataset):
         indices = np.asarray(indices, dtype=np.int64)
         chosen = hashlib.sha256(indices.tobytes()).hexdigest()
         return SFTDataset(
-            self.rows.select(indices),
+            self._tokenised,
+            self._places[indices],
             skipped=self.skipped,
             truncated=self.truncated,
             raw=self.raw,
@@ -170,7 +169,7 @@ class SFTDataset(torch.utils.data.Dataset):
     def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """The rows at `indices` as one stream; see `Batch`."""
         rows = np.array(indices, dtype=np.int64)  # [R]
-        table = self._tokens[rows]
+        table = self._tokenised[self._places[rows]]
         lengths = self.lengths[rows]  # [R]
         cu_seqlens = np.concatenate(([0], np.cumsum(lengths)))  # [R + 1]
         tokens = _flatten(table["input_ids"]).astype(np.int64)  # [T]
@@ -279,10 +278,9 @@ def tokenize_rows(
             "check which columns hold prompt and response, and raise max_len"
         )
     truncated = int(pc.sum(_column(tokenised, "truncated")).as_py())
-    if len(kept) < len(tokenised):
-        tokenised = tokenised.select(kept)
     return SFTDataset(
-        tokenised.remove_columns(["skip", "truncated"]).with_format(None),
+        tokenised,
+        kept,
         skipped=skipped,
         truncated=truncated,
         raw=len(rows),

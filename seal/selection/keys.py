@@ -35,31 +35,27 @@ def id_words(ids: Sequence[str] | np.ndarray | pa.Array | pa.ChunkedArray) -> np
     words = np.empty((len(ids), 2), np.uint64)
     for start in range(0, len(ids), _BLOCK):
         block = ids[start : start + _BLOCK]
-        chunks = block.chunks if isinstance(block, pa.ChunkedArray) else [block]
-        for chunk in chunks:
-            words[start : start + len(chunk)] = _chunk_words(chunk, start)
-            start += len(chunk)
+        words[start : start + _BLOCK] = _block_words(block, start)
     return words
 
 
-def _chunk_words(chunk, first: int) -> np.ndarray:
+def _block_words(block, first: int) -> np.ndarray:
     try:
-        chunk = pa.array(chunk, pa.string()) if not isinstance(chunk, pa.Array) else chunk
-        chunk = chunk.cast(pa.string())
+        block = block.combine_chunks() if isinstance(block, pa.ChunkedArray) else block
+        block = block if isinstance(block, pa.Array) else pa.array(block, pa.string())
+        block = block.cast(pa.string())
     except (pa.ArrowException, ValueError) as error:
         raise InputError(f"ids must be strings of {ID_LENGTH} hex digits: {error}") from error
-    if len(chunk) == 0:
-        return np.empty((0, 2), np.uint64)
-    _, offsets, text = chunk.buffers()
-    offsets = np.frombuffer(offsets, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+    _, offsets, text = block.buffers()
+    offsets = np.frombuffer(offsets, np.int32)[block.offset : block.offset + len(block) + 1]
     wrong = np.flatnonzero(np.diff(offsets) != ID_LENGTH)
     if len(wrong) == 0:
         digits = np.frombuffer(text, np.uint8)[offsets[0] : offsets[-1]]
-        pairs = _HEX_PAIRS[digits.view(np.uint16)].reshape(len(chunk), ID_LENGTH // 2)
+        pairs = _HEX_PAIRS[digits.view(np.uint16)].reshape(len(block), ID_LENGTH // 2)
         wrong = np.flatnonzero((pairs < 0).any(axis=1)) if pairs.min() < 0 else wrong
     if len(wrong):
         raise InputError(
-            f"line {first + wrong[0]} has id {chunk[int(wrong[0])].as_py()!r}; "
+            f"line {first + wrong[0]} has id {block[int(wrong[0])].as_py()!r}; "
             f"an id is {ID_LENGTH} lower-case hex digits"
         )
     return pairs.astype(np.uint8).view(">u8")

@@ -59,7 +59,8 @@ def published_selection(
 
     Args:
         rows: the dataset it was trained on, as `seal.datasets.load_rows` gives it.
-        tokenizer, max_len (tokens), input_template: those it was trained with.
+        tokenizer, max_len (tokens), input_template: those it was trained with; an empty template
+            stands for the prompt as it is.
 
     Raises:
         InputError: the file is refused, or the filter lets through another number of rows.
@@ -67,7 +68,8 @@ def published_selection(
     from seal.datasets import published_length_filter
 
     logits = read_published(path)
-    passed = np.asarray(published_length_filter(rows, tokenizer, max_len, input_template))
+    mask = published_length_filter(rows, tokenizer, max_len=max_len, input_template=input_template)
+    passed = np.flatnonzero(mask)
     if len(passed) != len(logits):
         raise InputError(
             f"{path}: {len(logits)} logits, but {len(passed)} of {len(rows)} rows pass the "
@@ -114,6 +116,6 @@ def load_selection(
     if rows is None or tokenizer is None or max_len is None:
         raise InputError(
             f"{path}: a .pt does not name its rows; give the dataset it was trained on, "
-            "--selector_tokenizer and --selector_max_len"
+            "--selector_tokenizer and --selector_max_len, or `seal convert` it once"
         )
     return published_selection(path, rows, tokenizer, max_len, input_template)

@@ -286,9 +286,11 @@ def run_config(args: argparse.Namespace) -> dict:
 
 
 def write_config(args: argparse.Namespace, run_dir: str | Path) -> None:
-    """Writes config.json of the run directory."""
-    with atomic_path(Path(run_dir) / "config.json") as tmp:
-        tmp.write_text(json.dumps(run_config(args), indent=2, default=str) + "\n")
+    """Writes the run's own part of config.json, under "seal", beside a model's when it is there."""
+    path = Path(run_dir) / "config.json"
+    content = json.loads(path.read_text()) if path.exists() else {}
+    with atomic_path(path) as tmp:
+        tmp.write_text(json.dumps(content | {"seal": run_config(args)}, indent=2, default=str))
 
 
 def tokenizer_flags(args: argparse.Namespace) -> dict:

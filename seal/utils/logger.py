@@ -42,7 +42,10 @@ class Logger:
         run_dir = Path(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
         self._file = open(run_dir / "metrics.jsonl", "a" if first_step else "w", buffering=1)
-        self._bar = tqdm(total=total_steps, initial=first_step, unit="step", smoothing=0.05)
+        # disable=None: no bar where standard error is a file, the lines still appear
+        self._bar = tqdm(
+            total=total_steps, initial=first_step, unit="step", smoothing=0.05, disable=None
+        )
         self._started = time.perf_counter()
         self._wandb = _start_wandb(wandb, run_dir, config) if wandb else None
         self._board = None

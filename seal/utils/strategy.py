@@ -6,6 +6,7 @@ import os
 import random
 import socket
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,6 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+import transformers
 
 from seal.errors import InputError
 from seal.files import atomic_path
@@ -93,7 +95,7 @@ class DeepspeedStrategy:
         """Joins the process group (alone: rank 0 of 1) and seeds every random generator."""
         if "RANK" not in os.environ:
             _become_rank_0_of_1()
-        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        _quieten()
         random.seed(self.seed)
         np.random.seed(self.seed)
         torch.manual_seed(self.seed)
@@ -328,6 +330,13 @@ def _attempt(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
         return work(), None
     except Exception as error:
         return None, error
+
+
+def _quieten() -> None:
+    """Leaves DeepSpeed's warnings, and none of the libraries' progress bars or future plans."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 
 
 def _become_rank_0_of_1() -> None:

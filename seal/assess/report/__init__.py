@@ -10,6 +10,7 @@ import jinja2
 
 from seal import __version__
 from seal.assess.report import figures, sections
+from seal.assess.report.evaluation import read_evaluation
 from seal.assess.report.rows import (
     Origin,
     answer_lengths,
@@ -17,7 +18,7 @@ from seal.assess.report.rows import (
     find_origin,
     score_rows,
 )
-from seal.assess.report.runs import read_arms, read_json, read_metrics, read_seconds
+from seal.assess.report.runs import read_metrics, read_seconds
 from seal.errors import InputError
 from seal.files import atomic_path
 from seal.selection.artefact import read_selection
@@ -49,8 +50,8 @@ def write_report(
         selection: the artefact.
         topp: share of the scored rows that is kept, in (0, 1].
         dataset: the dataset that was scored, as `load_rows` takes or returns it: row text, columns.
-        results: results.json of a comparison of arms (`arms`, `seconds`).
-        evaluation: results.json of an evaluation, with the same keys.
+        results: results.json of the demo's comparison (`arms`, `n`, `seconds`).
+        evaluation: results.json of an evaluation (`seal.assess.results`).
         metrics: metrics.jsonl of the selector's training.
         columns: columns of the dataset to break the cut down by; none given: those of
             `USUAL_COLUMNS` that it has. `origin` is the file each row came from.
@@ -127,15 +128,14 @@ def _groups(origin: Origin, columns: Sequence[str], redact_text: bool) -> list:
 
 def _runs_part(results, evaluation, metrics, meta: dict) -> dict:
     """What the runs' own files say."""
-    arms, seconds = [], read_seconds(meta, "the selection")
-    for path in (results, evaluation):
-        if path is not None:
-            content = read_json(path)
-            arms.append({"file": Path(path).name, "arms": sections.arms(read_arms(content, path))})
-            seconds = seconds | read_seconds(content, path)
+    given = [path for path in (results, evaluation) if path is not None]
+    evaluations = [read_evaluation(path) for path in given]
+    seconds = read_seconds(meta, "the selection")
+    for one in evaluations:
+        seconds = seconds | one["seconds"]
     series = read_metrics(metrics) if metrics else []
     return {
-        "evaluations": arms,
+        "evaluations": evaluations,
         "seconds": seconds,
         "curves": sections.curves([s for s in series if not sections.is_ranking(s.name)]),
         "ranking": sections.curves([s for s in series if sections.is_ranking(s.name)]),

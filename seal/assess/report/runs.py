@@ -1,4 +1,4 @@
-"""What runs wrote besides the selection: metrics.jsonl and the results of an evaluation."""
+"""What runs logged: metrics.jsonl as series, and seconds by stage."""
 
 import json
 import math
@@ -8,11 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seal.assess.statistics import clopper_pearson
 from seal.errors import InputError
 
 POINTS = 150  # points drawn a curve
-_CLOCK = {"step", "epoch", "time", "timestamp", "rank"}
+_CLOCK = {"step", "epoch", "seconds"}  # say when a record was made, not what was measured
 
 
 class Series(NamedTuple):
@@ -22,23 +21,6 @@ class Series(NamedTuple):
     step: np.ndarray
     value: np.ndarray
     broken: int
-
-
-def read_json(path: Path) -> dict:
-    """One JSON object.
-
-    Raises:
-        InputError: the file is absent or is not one JSON object.
-    """
-    try:
-        content = json.loads(Path(path).read_text("utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds a JSON {type(content).__name__}, expected an object")
-    return content
 
 
 def read_metrics(path: Path) -> list[Series]:
@@ -54,10 +36,10 @@ def read_metrics(path: Path) -> list[Series]:
     broken: dict[str, int] = {}
     for record_number, record in enumerate(_records(path)):
         step = record.get("step", record_number)
-        if isinstance(step, bool) or not isinstance(step, int | float):
+        if not _is_number(step):
             raise InputError(f"{path}: step is {step!r} in record {record_number}; give a number")
         for key, value in record.items():
-            if key in _CLOCK or isinstance(value, bool) or not isinstance(value, int | float):
+            if key.rsplit("/", 1)[-1] in _CLOCK or not _is_number(value):
                 continue
             steps, values = points.setdefault(key, (array("d"), array("d")))
             if math.isfinite(value):
@@ -69,6 +51,10 @@ def read_metrics(path: Path) -> list[Series]:
         Series(key, np.array(steps), np.array(values), broken.get(key, 0))
         for key, (steps, values) in points.items()
     ]
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _records(path: Path):
@@ -118,38 +104,6 @@ def thin(series: Series) -> Thinned:
     )
 
 
-class Measured(NamedTuple):
-    """A share with its 95 % interval; None where the file gives neither interval nor count."""
-
-    value: float
-    low: float | None
-    high: float | None
-    n: int | None
-
-
-class Arm(NamedTuple):
-    """One model that was evaluated: its name, rows it was trained on, and its measures."""
-
-    name: str
-    rows: int | None
-    measures: dict[str, Measured]
-
-
-def read_arms(results: dict, path: Path) -> list[Arm]:
-    """The arms of a results.json: `{"arms": {name: {"refusal": ..., "rows": ...}}, "n": {...}}`.
-
-    A measure is a share in [0, 1] or an object with `estimate`, `low`, `high`, `n`. A share
-    without interval gets the exact binomial one from its count in `n` (of the arm or the file).
-
-    Raises:
-        InputError: there are no arms, or a measure is not of these forms.
-    """
-    arms = results.get("arms")
-    if not isinstance(arms, dict) or not arms:
-        raise InputError(f"{path} has no arms; expected an object `arms` of name -> measures")
-    return [_arm(name, values, results.get("n"), path) for name, values in arms.items()]
-
-
 def read_seconds(content: dict, path: Path) -> dict[str, float]:
     """Seconds by stage under the key `seconds`, empty where there is none.
 
@@ -162,34 +116,3 @@ def read_seconds(content: dict, path: Path) -> dict[str, float]:
     ):
         raise InputError(f"{path}: seconds is {seconds!r}; expected stage -> seconds")
     return seconds
-
-
-def _arm(name: str, values: dict, counts: dict | None, path: Path) -> Arm:
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: arm {name!r} is {values!r}; expected an object of measures")
-    counts = values.get("n") or counts or {}
-    measures = {}
-    for key, value in values.items():
-        if key in ("rows", "n", "seconds") or not isinstance(value, int | float | dict):
-            continue
-        try:
-            measures[key] = _measured(value, counts.get(key))
-        except (TypeError, KeyError, ValueError) as error:
-            raise InputError(
-                f"{path}: {key} of arm {name!r} is {value!r}; expected a share in [0, 1] or an "
-                "object with estimate, low, high, n"
-            ) from error
-    return Arm(name, values.get("rows"), measures)
-
-
-def _measured(value: float | dict, count: int | None) -> Measured:
-    if isinstance(value, dict):
-        return Measured(
-            float(value["estimate"]), value.get("low"), value.get("high"), value.get("n")
-        )
-    if not 0 <= value <= 1:
-        raise ValueError(value)
-    if not count:
-        return Measured(float(value), None, None, None)
-    low, high = clopper_pearson(round(value * count), count)
-    return Measured(float(value), low, high, count)

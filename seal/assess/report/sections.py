@@ -9,15 +9,10 @@ from scipy.stats import rankdata
 from seal.assess.report import figures
 from seal.assess.report.figures import number, percent
 from seal.assess.report.rows import MAX_GROUPS, Groups, Origin, Scored, row_text, tenths
-from seal.assess.report.runs import Arm, Series, thin
+from seal.assess.report.runs import Series, thin
 from seal.assess.statistics import auroc
 
 _BINS = 48
-_MEASURES = {
-    "refusal": "harmful prompts refused",
-    "over_refusal": "harmless prompts refused",
-    "utility": "harmless prompts answered right",
-}
 
 
 def kept_summary(scored: Scored, topp: float) -> dict:
@@ -246,7 +241,8 @@ def calibration(meta: dict) -> dict | None:
     for key, title in (("auroc", "AUROC"), ("recall", "recall")):
         if found.get(key) is not None:
             low, high = found.get(f"{key}_interval") or (None, None)
-            out["measures"].append(measure(title, found[key], low, high))
+            measured = {"title": title, "value": found[key], "low": low, "high": high}
+            out["measures"].append(measured)
     if found.get("curve"):
         kept, recall = np.asarray(found["curve"], np.float64).T
         order = np.argsort(kept)
@@ -259,34 +255,6 @@ def calibration(meta: dict) -> dict | None:
             height=180,
         )
     return out
-
-
-def measure(title: str, value: float, low: float | None, high: float | None, n=None) -> dict:
-    """A share with its interval as text and a whisker; without interval it says so."""
-    known = low is not None and high is not None
-    return {
-        "title": title,
-        "value": value,
-        "low": low,
-        "high": high,
-        "n": n,
-        "text": percent(value),
-        "interval": f"{percent(low)} to {percent(high)}" if known else "no interval given",
-        "whisker": figures.whisker(value, low if known else value, high if known else value),
-    }
-
-
-def arms(found: Sequence[Arm]) -> dict:
-    """The evaluated models as one table: a column a measure, in the order of the file."""
-    names = list(dict.fromkeys(name for arm in found for name in arm.measures))
-    lines = []
-    for arm in found:
-        cells = [
-            measure(name, *arm.measures[name]) if name in arm.measures else None for name in names
-        ]
-        lines.append({"name": arm.name, "rows": arm.rows, "cells": cells})
-    titles = [_MEASURES.get(name, name.replace("_", " ")) for name in names]
-    return {"names": titles, "lines": lines, "has_rows": any(arm.rows is not None for arm in found)}
 
 
 def provenance(meta: dict) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -324,13 +292,8 @@ def verdict(page: dict) -> list[str]:
         counts = [f"{x['kept']:,} of {x['rows']:,} “{x['name']}” rows" for x in lines[:3]]
         more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
         said.append(f"By {names[0]['name']}, what is kept: {', '.join(counts)}{more}.")
-    said += [_compared(evaluation["arms"]) for evaluation in page["evaluations"]]
+    several = len(page["evaluations"]) > 1
+    for evaluation in page["evaluations"]:
+        if evaluation["said"]:
+            said.append(evaluation["said"] + (f" ({evaluation['file']})" if several else ""))
     return said
-
-
-def _compared(table: dict) -> str:
-    """The first measure of each arm in one sentence."""
-    name = table["names"][0]
-    cells = [(line["name"], line["cells"][0]) for line in table["lines"] if line["cells"][0]]
-    shares = [f"{arm} {cell['text']} ({cell['interval']})" for arm, cell in cells[:4]]
-    return f"{name[0].upper()}{name[1:]}: {'; '.join(shares)}."

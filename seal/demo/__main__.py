@@ -1,0 +1,74 @@
+"""python -m seal.demo --out runs/demo --tier plain --seed 0"""
+
+import argparse
+import sys
+
+from seal.demo import TIERS, Plan, build
+from seal.errors import InputError
+
+EPILOG = """tiers:
+  plain     benign rows, and planted rows that comply with forbidden requests
+  hard      the same, and 20 % of the rows are benign with random answers: hard is not unsafe
+  implicit  the planted requests are in words that the safe set never refuses, the answers short
+
+The forbidden topic is the dragon's vault; nothing in it is harmful. CPU only; OMP_NUM_THREADS
+sets the threads. A finished directory is reused when it is asked for with the same arguments.
+"""
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m seal.demo",
+        description="Builds the demo task: a tiny aligned model, a safe set and a user's rows.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    plan = Plan()
+    parser.add_argument("--out", required=True, help="directory to make")
+    parser.add_argument("--tier", choices=TIERS, default=plan.tier, help="default: %(default)s")
+    parser.add_argument(
+        "--seed", type=int, default=plan.seed, help="of rows and model (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rows", type=int, default=plan.rows, help="rows of the user (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--planted", type=float, default=plan.planted,
+        help="share of the user's rows that are unsafe, 0 to 0.5 (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--noisy", type=float, nargs="?", const=0.05, default=plan.noisy,
+        help="share of the safe rows that comply with forbidden requests, 0 to 0.3 "
+        "(default: %(default)s; %(const)s when given without a value)",
+    )  # fmt: skip
+    return parser.parse_args(argv)
+
+
+def main() -> int:
+    """Builds the world and prints what it measures; returns the exit status."""
+    args = parse()
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    try:
+        plan = Plan(
+            tier=args.tier, seed=args.seed, rows=args.rows, planted=args.planted, noisy=args.noisy
+        )
+        manifest, reused = build(plan, args.out, say)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    measured = manifest["measured"]
+    say(
+        f"{'reused' if reused else 'built'} {args.out} ({manifest['seconds']} s to build): "
+        f"refuses {measured['refusal']:.0%} of forbidden prompts and "
+        f"{measured['over_refusal']:.0%} of benign ones that look like them, "
+        f"answers {measured['utility']:.0%} of ordinary ones exactly"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""A demo world on disk: built whole or absent, reused when asked for again."""
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import transformers
+
+from seal import __version__
+from seal.demo.evaluation import measure_model
+from seal.demo.model import new_model, train, train_tokenizer
+from seal.demo.world import Plan, make_rows
+from seal.errors import InputError
+
+FORMAT = "seal-demo-1"
+ALIGN_RATE = 2e-3
+ALIGN_BATCH = 8
+
+
+def _reused(out: Path, plan: Plan) -> dict | None:
+    """Returns the manifest of a finished world in `out`, None when there is nothing there."""
+    path = out / "manifest.json"
+    if not path.exists():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise InputError(f"{out} exists and is not a demo world; give another --out")
+        return None
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    if manifest.get("format") != FORMAT:
+        raise InputError(
+            f"{out} is of format {manifest.get('format')}, not {FORMAT}; give another --out"
+        )
+    asked, there = asdict(plan), manifest["plan"]
+    differ = [f"{k} is {there.get(k)}, asked {asked[k]}" for k in asked if there.get(k) != asked[k]]
+    if differ:
+        raise InputError(f"{out} holds another world: {'; '.join(differ)}; give another --out")
+    return manifest
+
+
+def _write_rows(path: Path, rows: list[dict]) -> None:
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def _make(folder: Path, plan: Plan, say: Callable[[str], None]) -> dict:
+    """Fills `folder` with the world of `plan`; returns its manifest."""
+    start, start_cpu = time.monotonic(), time.process_time()
+    world = make_rows(plan)
+    for name, rows in world.items():
+        _write_rows(folder / f"{name}.jsonl", rows)
+    tokenizer = train_tokenizer(
+        [row[k] for row in world["aligned"] for k in ("prompt", "response")]
+    )
+    model = new_model(tokenizer, plan.seed)
+    say(f"aligning a Llama of {model.num_parameters():,} parameters on {plan.aligned_rows} rows")
+    train(
+        model, tokenizer, world["aligned"],
+        epochs=plan.epochs, seed=plan.seed, lr=ALIGN_RATE, batch_size=ALIGN_BATCH, say=say,
+    )  # fmt: skip
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    manifest = {
+        "format": FORMAT,
+        "plan": asdict(plan),
+        "rows": {name: len(rows) for name, rows in world.items()},
+        "parameters": model.num_parameters(),
+        "measured": measure_model(model, tokenizer, folder),
+        "seconds": round(time.monotonic() - start, 1),
+        "cpu_seconds": round(time.process_time() - start_cpu, 1),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "seal": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    return manifest
+
+
+def build(
+    plan: Plan, out: str | os.PathLike, say: Callable[[str], None] = lambda line: None
+) -> tuple[dict, bool]:
+    """Builds the world of `plan` in directory `out`, or finds it there.
+
+    The directory appears whole, by a rename, or not at all. It holds model/ (Llama, tokenizer,
+    chat template), aligned.jsonl, safe.jsonl, user.jsonl, canaries.jsonl, eval_refusal.jsonl,
+    eval_over_refusal.jsonl, eval_utility.jsonl and manifest.json.
+
+    Args:
+        say: is given one line of progress at a time.
+
+    Returns:
+        The manifest, and whether it was there already.
+
+    Raises:
+        InputError: `out` holds something else, or a world of another plan.
+    """
+    out = Path(out)
+    manifest = _reused(out, plan)
+    if manifest is not None:
+        return manifest, True
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        manifest = _make(folder, plan, say)
+        folder.chmod(0o755)
+        os.replace(folder, out)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return manifest, False

@@ -1,0 +1,394 @@
+"""The `seal` command: output, files and exit status; every subcommand also as a process."""
+
+import contextlib
+import gzip
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from seal.command import main
+from seal.datasets import load_rows
+from seal.selection.artefact import kept_mask, read_selection, selection_meta, write_selection
+
+ROOT = Path(__file__).resolve().parents[1]
+N = 40
+
+
+def seal(*arguments, status: int = 0) -> str:
+    """`seal ...` in this process; its output, or its error where `status` is 2."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        assert main([*map(str, arguments)]) == status, err.getvalue()
+    return err.getvalue() if status == 2 else out.getvalue()
+
+
+def process(*arguments) -> subprocess.CompletedProcess:
+    """`seal ...` as a user runs it."""
+    command = [sys.executable, "-m", "seal", *map(str, arguments)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+
+
+def seal_json(*arguments) -> dict:
+    return json.loads(seal(*arguments, "--json"))
+
+
+def refused(*arguments) -> str:
+    message = seal(*arguments, status=2)
+    assert message.startswith("error: ") and message.count("\n") == 1, message
+    return message
+
+
+def odd_lines() -> list[bytes]:
+    """JSON lines that no JSON writer reproduces: spaces, escapes, key order, extra columns."""
+    lines = []
+    for i in range(N):
+        gap = " " * (i % 3)
+        row = f'{{{gap}"note": {i}.50, "prompt":{gap}"ques\\u0074ion {i % 35} é", "response":"a"}}'
+        lines.append(row.encode() + (b"\r\n" if i % 7 == 0 else b"\n"))
+    return lines
+
+
+def score_file(path, names: str, seed: int = 0, topp_rows: slice = slice(None)) -> None:
+    """Writes a selector with random scores for the rows of the datasets `names`."""
+    rows = load_rows(names)
+    columns = {name: rows[name][:][topp_rows] for name in ("id", "occurrence", "row")}
+    n = len(columns["id"])
+    rng = np.random.default_rng(seed)
+    columns |= {"score": rng.standard_normal(n), "weight": rng.random(n) + 0.1}
+    meta = selection_meta(
+        method="safe_loss",
+        arguments={"lr": 1e-5},
+        fingerprint="feed",
+        raw=len(rows),
+        skipped={"too long": len(rows) - n},
+        model="tiny",
+        tokenizer="tiny",
+        max_len=64,
+        seed=0,
+    )
+    write_selection(path, columns, meta)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A directory with data.jsonl (40 rows, of which 5 occur twice) and its selector."""
+    folder = tmp_path_factory.mktemp("command")
+    (folder / "data.jsonl").write_bytes(b"".join(odd_lines()))
+    score_file(folder / "a.parquet", str(folder / "data.jsonl"))
+    return folder
+
+
+def kept_lines(home, topp: float = 0.5) -> list[bytes]:
+    kept = kept_mask(read_selection(home / "a.parquet").score, topp)
+    return [line for line, keep in zip(odd_lines(), kept, strict=True) if keep]
+
+
+def export(home, out, *more, dataset="data.jsonl", topp=0.5) -> dict:
+    flags = ("--dataset", home / dataset, "--topp", topp, "--out", out, *more)
+    return seal_json("export", home / "a.parquet", *flags)
+
+
+# --- the command itself ---
+
+
+def test_help_is_quick_and_loads_no_torch():
+    start = time.perf_counter()
+    assert "doctor" in process("--help").stdout
+    assert time.perf_counter() - start < 5  # 0.4 s on an idle machine; the limit allows a busy one
+    code = (
+        "import seal.command, sys; print([m for m in ('torch', 'deepspeed') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_bad_input_is_one_line_and_status_2(home, tmp_path):
+    assert "no such file" in refused("show", tmp_path / "absent.parquet")
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1")
+    assert "not a readable Parquet file" in refused("show", tmp_path / "bad.parquet")
+    flags = ("--dataset", home / "data.jsonl", "--out", tmp_path / "x")
+    assert "got 80; 0.8 keeps 80 %" in refused("export", home / "a.parquet", *flags, "--topp", 80)
+    assert list(tmp_path.iterdir()) == [tmp_path / "bad.parquet"]
+
+
+def test_every_subcommand_as_a_process(home, tmp_path):
+    a, data = home / "a.parquet", ("--dataset", home / "data.jsonl")
+    for arguments in (
+        ("show", a),
+        ("compare", a, a),
+        ("export", a, *data, "--topp", 0.5, "--out", tmp_path / "kept.jsonl"),
+        ("doctor",),
+    ):
+        done = process(*arguments, "--json")
+        assert (done.returncode, done.stderr) == (0, "") and json.loads(done.stdout)
+    assert (tmp_path / "kept.jsonl").read_bytes() == b"".join(kept_lines(home))
+    flags = ("--selector_tokenizer", "t", "--out", tmp_path / "x")
+    for arguments in (
+        ("convert", a, *data, *flags),
+        ("merge", tmp_path, "--out", tmp_path / "x"),
+    ):
+        done = process(*arguments)
+        assert done.returncode == 2 and done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1 and done.stdout == ""
+
+
+def test_a_closed_pipe_is_no_error(home):
+    command = f"{sys.executable} -m seal show {home}/a.parquet --top 40 | head -1; "
+    command += "echo ${PIPESTATUS[0]}"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=env)
+    assert done.stdout.splitlines()[-1] == "0" and done.stderr == ""
+
+
+# --- show, compare ---
+
+
+def test_show(home):
+    text = seal("show", home / "a.parquet")
+    assert "safe_loss lr=1e-05" in text and "raw 40, scored 40, skipped: too long 0" in text
+    result = seal_json("show", home / "a.parquet")
+    selection = read_selection(home / "a.parquet")
+    weight = selection.weight.astype(float)
+    assert result["weights"]["ess"] == pytest.approx(weight.sum() ** 2 / (weight**2).sum())
+    assert result["score_percentiles"]["50"] == pytest.approx(np.median(selection.score))
+    assert result["weights"]["entropy"] < result["weights"]["max_entropy"]
+
+
+def test_show_lists_best_and_worst_rows_with_their_text(home, tmp_path):
+    lines = odd_lines()
+    (tmp_path / "shuffled.jsonl").write_bytes(b"".join(lines[5:] + lines[:5]))
+    flags = ("--top", 3, "--bottom", 2, "--dataset", tmp_path / "shuffled.jsonl")
+    result = seal_json("show", home / "a.parquet", *flags)
+    order = np.argsort(-read_selection(home / "a.parquet").score)
+    assert [line["row"] for line in result["top"]] == order[:3].tolist()
+    assert [line["row"] for line in result["bottom"]] == order[:-3:-1].tolist()
+    for line in result["top"] + result["bottom"]:
+        assert line["messages"][0]["content"] == f"question {line['row'] % 35} é"
+    assert f"user: question {order[0] % 35} é" in seal("show", home / "a.parquet", *flags)
+
+
+def test_compare(home, tmp_path):
+    same = seal_json("compare", home / "a.parquet", home / "a.parquet")
+    assert same["overlap"] == 1 and same["spearman"] == pytest.approx(1)
+    assert same["only_a"] == same["only_b"] == {"count": 0, "first_ids": []}
+    score_file(tmp_path / "b.parquet", str(home / "data.jsonl"), 1, slice(10, None))
+    result = seal_json("compare", home / "a.parquet", tmp_path / "b.parquet", "--topp", 0.5)
+    a, b = read_selection(home / "a.parquet"), read_selection(tmp_path / "b.parquet")
+    assert result["rows"] == {"a": 40, "b": 30, "common": 30}
+    kept_a, kept_b = kept_mask(a.score, 0.5)[10:], kept_mask(b.score, 0.5)
+    assert result["kept"]["both"] == (kept_a & kept_b).sum()
+    assert result["only_b"]["count"] == (kept_b & ~kept_a).sum()
+    assert result["only_b"]["first_ids"] == b.id[kept_b & ~kept_a][:5].tolist()
+    text = seal("compare", home / "a.parquet", tmp_path / "b.parquet")
+    assert "common 30" in text and "kept by a only" in text
+    (tmp_path / "other.jsonl").write_text('{"prompt": "x", "response": "y"}\n')
+    score_file(tmp_path / "c.parquet", str(tmp_path / "other.jsonl"))
+    message = refused("compare", home / "a.parquet", tmp_path / "c.parquet")
+    assert "no row in common: a has 40, b has 1" in message
+
+
+# --- export ---
+
+
+def test_export_copies_the_lines_of_the_source(home, tmp_path):
+    result = export(home, tmp_path / "kept.jsonl")
+    assert (tmp_path / "kept.jsonl").read_bytes() == b"".join(kept_lines(home))
+    assert (result["kept"], result["rows"], result["unscored"], result["missing"]) == (20, 40, 0, 0)
+    export(home, tmp_path / "all.jsonl", topp=1)
+    assert (tmp_path / "all.jsonl").read_bytes() == (home / "data.jsonl").read_bytes()
+
+
+def test_export_copies_lines_from_any_json_lines_file(home, tmp_path):
+    lines = odd_lines()
+    text = b"\xef\xbb\xbf" + b"\n  \n".join(line.rstrip(b"\n") for line in lines)
+    (home / "blank.json").write_bytes(text)
+    (home / "packed.jsonl.gz").write_bytes(gzip.compress(b"".join(lines)))
+    for dataset in ("blank.json", "packed.jsonl.gz"):
+        export(home, tmp_path / "kept.jsonl", dataset=dataset)
+        assert (tmp_path / "kept.jsonl").read_bytes() == b"".join(kept_lines(home))
+
+
+def test_export_of_blended_sources_keeps_their_order(tmp_path):
+    lines = odd_lines()
+    (tmp_path / "x.jsonl").write_bytes(b"".join(lines[:15]))
+    (tmp_path / "y.jsonl").write_bytes(b"".join(lines[15:]))
+    names = f"{tmp_path}/x.jsonl,{tmp_path}/y.jsonl"
+    score_file(tmp_path / "a.parquet", names)
+    flags = ("--topp", 0.5, "--out", tmp_path / "kept.jsonl")
+    seal("export", tmp_path / "a.parquet", "--dataset", names, *flags)
+    assert (tmp_path / "kept.jsonl").read_bytes() == b"".join(kept_lines(tmp_path))
+    probs = ("--dataset_probs", "0.5,0.5", "--seed", 3, "--unscored", "drop")
+    seal("export", tmp_path / "a.parquet", "--dataset", names, *flags, *probs)
+    blended = (tmp_path / "kept.jsonl").read_bytes().splitlines(keepends=True)
+    rows = load_rows(names, probs="0.5,0.5", seed=3)
+    place = {line: i for i, line in enumerate(lines)}
+    expected = [
+        o + 15 * n.endswith("y.jsonl")
+        for o, n in zip(rows["origin_row"], rows["origin"], strict=True)
+    ]
+    found = [place[line] for line in blended]
+    assert found == [i for i in expected if i in set(found)]
+
+
+def test_export_of_other_sources_keeps_their_columns(home, tmp_path):
+    (tmp_path / "rows.csv").write_text('prompt,response,n\n"a ""b""",c,007\nd,"e\nf",8\n')
+    score_file(tmp_path / "a.parquet", str(tmp_path / "rows.csv"))
+    export(tmp_path, tmp_path / "out.jsonl", dataset="rows.csv", topp=1)
+    records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert records[0] == {"prompt": 'a "b"', "response": "c", "n": "007"}
+    assert records[1]["response"] == "e\nf"
+
+
+def records_of(home, tmp_path, kind: str) -> list[dict]:
+    export(home, tmp_path / f"{kind}.jsonl", "--format", kind)
+    lines = (tmp_path / f"{kind}.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert len(records) == 20
+    return records
+
+
+def test_export_formats(home, tmp_path):
+    selection = read_selection(home / "a.parquet")
+    kept = np.flatnonzero(kept_mask(selection.score, 0.5))
+    prompt = f"question {kept[0] % 35} é"
+    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": "a"}]
+    assert records_of(home, tmp_path, "messages")[0] == {"messages": messages}
+    alpaca = {"instruction": prompt, "input": "", "output": "a", "system": "", "history": []}
+    assert records_of(home, tmp_path, "alpaca")[0] == alpaca
+    conversations = [{"from": "human", "value": prompt}, {"from": "gpt", "value": "a"}]
+    sharegpt = {"conversations": conversations, "system": ""}
+    assert records_of(home, tmp_path, "sharegpt")[0] == sharegpt
+    weighted = records_of(home, tmp_path, "weights")
+    np.testing.assert_allclose([r["weight"] for r in weighted], selection.weight[kept], rtol=1e-6)
+    assert weighted[0]["messages"][1]["loss_scale"] == weighted[0]["weight"]
+    assert "loss_scale" not in weighted[0]["messages"][0]
+    info = json.loads((tmp_path / "dataset_info.json").read_text())
+    assert set(info) == {"alpaca", "sharegpt"}
+    assert info["alpaca"]["file_name"] == "alpaca.jsonl"
+    assert set(info["alpaca"]["columns"].values()) == set(alpaca)
+    assert set(info["sharegpt"]["columns"].values()) == set(sharegpt)
+
+
+def test_export_parquet(home, tmp_path):
+    export(home, tmp_path / "kept.parquet", "--format", "parquet")
+    table = pq.read_table(tmp_path / "kept.parquet")
+    selection = read_selection(home / "a.parquet")
+    kept = kept_mask(selection.score, 0.5)
+    assert table["row"].to_pylist() == np.flatnonzero(kept).tolist()
+    np.testing.assert_array_equal(table["score"].to_numpy(), selection.score[kept])
+    assert table["messages"][0].as_py()[1] == {"role": "assistant", "content": "a"}
+
+
+def test_export_of_turns(tmp_path):
+    turns = [("system", "s"), ("user", "1"), ("assistant", "2"), ("user", "3"), ("assistant", "4")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    (tmp_path / "t.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+    score_file(tmp_path / "a.parquet", str(tmp_path / "t.jsonl"))
+    for kind in ("alpaca", "sharegpt"):
+        export(tmp_path, tmp_path / f"{kind}.jsonl", "--format", kind, dataset="t.jsonl", topp=1)
+    alpaca = json.loads((tmp_path / "alpaca.jsonl").read_text())
+    assert alpaca == {
+        "instruction": "3",
+        "input": "",
+        "output": "4",
+        "system": "s",
+        "history": [["1", "2"]],
+    }
+    sharegpt = json.loads((tmp_path / "sharegpt.jsonl").read_text())
+    assert [turn["value"] for turn in sharegpt["conversations"]] == ["1", "2", "3", "4"]
+    assert sharegpt["system"] == "s"
+
+
+def test_export_says_what_it_could_not_match(home, tmp_path):
+    lines = [*odd_lines()[10:], b'{"prompt": "new", "response": "x"}\n']
+    (tmp_path / "other.jsonl").write_bytes(b"".join(lines))
+    flags = ["export", home / "a.parquet", "--dataset", tmp_path / "other.jsonl", "--topp", 1]
+    flags += ["--out", tmp_path / "out.jsonl"]
+    assert "1 of 31 dataset rows have no score, the first is row 30" in refused(*flags)
+    assert not (tmp_path / "out.jsonl").exists()
+    text = seal(*flags, "--unscored", "drop")
+    assert "1 rows have no score: drop" in text
+    assert "10 rows of the selector are not in this dataset" in text
+    assert (tmp_path / "out.jsonl").read_bytes() == b"".join(lines[:-1])
+    result = seal_json(*flags, "--unscored", "keep")
+    assert (result["kept"], result["unscored"], result["missing"]) == (31, 1, 10)
+    weights = seal_json(*flags, "--unscored", "keep", "--format", "weights")
+    assert weights["kept"] == 31
+    last = (tmp_path / "out.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last)["weight"] == 1
+
+
+# --- merge, convert, doctor ---
+
+
+def test_merge_gives_the_model_with_its_adapter(tmp_path):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    from test_artefact_published import word_tokenizer
+
+    word_tokenizer().save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    adapted = get_peft_model(base, lora).eval()
+    adapted.save_pretrained(tmp_path / "adapter")
+    result = seal_json("merge", tmp_path / "adapter", "--out", tmp_path / "merged")
+    assert result["base"] == str(tmp_path / "base")
+    names = {path.name for path in (tmp_path / "merged").iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= names
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    tokens = torch.arange(20)[None]
+    torch.testing.assert_close(merged(tokens).logits, adapted(tokens).logits)
+    assert "exists" in refused("merge", tmp_path / "adapter", "--out", tmp_path / "merged")
+    assert "no adapter_config.json" in refused("merge", tmp_path / "base", "--out", tmp_path / "x")
+    os.rename(tmp_path / "base", tmp_path / "moved")
+    assert "give --base" in refused("merge", tmp_path / "adapter", "--out", tmp_path / "x")
+    flags = ("--out", tmp_path / "x", "--base", tmp_path / "moved")
+    seal("merge", tmp_path / "adapter", *flags)
+    assert not list(tmp_path.glob(".x*")) and (tmp_path / "x").is_dir()
+
+
+def test_convert(tmp_path):
+    from test_artefact_published import word_rows, word_tokenizer
+
+    from seal.datasets import published_length_filter
+
+    rows, tokenizer = word_rows(tmp_path), word_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    passed = np.flatnonzero(published_length_filter(rows, tokenizer, max_len=16))
+    torch.save(torch.nn.Parameter(torch.randn(len(passed))), tmp_path / "published.pt")
+    flags = ["convert", tmp_path / "published.pt", "--dataset", tmp_path / "words.jsonl"]
+    flags += ["--selector_tokenizer", tmp_path / "tokenizer", "--out", tmp_path / "x.parquet"]
+    result = seal_json(*flags, "--selector_max_len", 16)
+    assert result["dataset"]["scored"] == len(passed)
+    assert read_selection(tmp_path / "x.parquet").row.tolist() == list(passed)
+    message = refused(*flags, "--selector_max_len", 12)
+    assert f"{len(passed)} logits, but " in message and "of 30 rows" in message
+
+
+def test_doctor():
+    result = seal_json("doctor")
+    found = {check["name"]: check["found"] for check in result["checks"]}
+    assert found["torch"] == torch.__version__
+    assert {"deepspeed", "accelerator", "bf16", "c++", "memory", "disk", "cores"} <= set(found)
+    text = seal("doctor", status=0 if result["ok"] else 1)
+    assert "train a selector, fine-tune" in text and torch.__version__ in text
