@@ -5,7 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model, prepare_model_for_kbit_training
+from peft import (
+    LoraConfig,
+    PeftModel,
+    TaskType,
+    get_peft_model,
+    get_peft_model_state_dict,
+    prepare_model_for_kbit_training,
+    set_peft_model_state_dict,
+)
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
@@ -13,6 +22,7 @@ from seal.errors import InputError
 from seal.models.attention import choose_attention
 from seal.models.loss import head_nll, sum_by_row
 
+MAIN, TRACKER = "default", "tracker"  # names of the two LoRA adapters
 # Configurations that transform the logits after the head; their losses need the logits themselves.
 LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
@@ -111,6 +121,32 @@ class Actor(nn.Module):
         nll = sum_by_row(token_nll.view(-1), segments, n_rows)
         aux_loss = output.aux_loss if "aux_loss" in output else None
         return nll, nll.new_zeros(()) if aux_loss is None else aux_loss.float()
+
+    def add_tracker(self) -> None:
+        """Adds a second LoRA adapter on the same frozen base, equal to the first; both train.
+
+        Raises:
+            InputError: the model has no adapter (`--lora_rank 0`).
+        """
+        if not isinstance(self.model, PeftModel):
+            raise InputError("a second adapter needs LoRA; set --lora_rank above 0")
+        self.model.add_adapter(TRACKER, self.model.peft_config[MAIN])
+        state = get_peft_model_state_dict(self.model, adapter_name=MAIN)
+        set_peft_model_state_dict(self.model, state, adapter_name=TRACKER)
+        for name, parameter in self.model.named_parameters():
+            if f".{TRACKER}." in name:
+                parameter.requires_grad_(True)
+
+    def use_adapter(self, name: str) -> None:
+        """Runs the coming forward and backward passes with one adapter; the others stay trainable.
+
+        Backward must come before the next switch: with gradient checkpointing it recomputes the
+        layers with whichever adapter is active then.
+        """
+        for module in self.model.modules():
+            if isinstance(module, BaseTunerLayer):
+                # peft's set_adapter would switch requires_grad off on every other adapter
+                module._active_adapter = [name]
 
     def enable_gradient_checkpointing(self, use_reentrant: bool) -> None:
         """Recomputes each layer in backward; with LoRA the input must carry a gradient."""

@@ -161,6 +161,11 @@ def selector_parser() -> Parser:
     group = parser.add_argument_group("selector")
     add = group.add_argument
     add("--new_dataset", required=True, help="the rows to select among (--dataset is the safe set)")
+    add(
+        "--selector_estimator",
+        default="penalty",
+        help="penalty, Algorithm 2, or penalty_gap, Algorithm 1 (default penalty)",
+    )
     add("--selector_activation", default="softmax", help="softmax or sigmoid (default softmax)")
     add("--selector_optim", default="mirror", help="mirror or adam, the published (default mirror)")
     add("--selector_learning_rate", type=float, default=1e-2, help="of the logits (default 1e-2)")
@@ -319,4 +324,14 @@ def text_flags(args: argparse.Namespace) -> dict:
         "input_template": args.input_template,
         "apply_chat_template": args.apply_chat_template,
         "pretrain_mode": args.pretrain_mode,
+    }
+
+
+def checkpoint_flags(args: argparse.Namespace) -> dict:
+    """Arguments of `Checkpoints`, beside the strategy and the engines."""
+    return {
+        "directory": args.ckpt_path,
+        "arguments": run_config(args)["arguments"],
+        "max_num": args.max_ckpt_num,
+        "max_gb": args.max_ckpt_mem,
     }

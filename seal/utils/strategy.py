@@ -30,7 +30,6 @@ from deepspeed.runtime.zero.partition_parameters import is_zero_param
 
 T = TypeVar("T")
 GRAD_ACCUM_DTYPES = ("fp32", "bf16")
-ENGINE_TAG = "engine"
 
 
 @dataclass(frozen=True)
@@ -285,23 +284,23 @@ class DeepspeedStrategy:
         state = self.full_state(engine, trainable_only=_is_adapter(model))
         self.on_rank_0(lambda: _write_model(model, state, tokenizer, Path(directory)))
 
-    def save_engine(self, engine: deepspeed.DeepSpeedEngine, directory: Path) -> None:
+    def save_engine(self, engine: deepspeed.DeepSpeedEngine, directory: Path, tag: str) -> None:
         """Writes weights (what trains), optimizer and schedule; call on every rank."""
         engine.save_checkpoint(
             str(directory),
-            tag=ENGINE_TAG,
+            tag=tag,
             save_latest=False,
             exclude_frozen_parameters=_is_adapter(engine.module.model),
         )
 
-    def load_engine(self, engine: deepspeed.DeepSpeedEngine, directory: Path) -> None:
+    def load_engine(self, engine: deepspeed.DeepSpeedEngine, directory: Path, tag: str) -> None:
         """Restores what `save_engine` wrote.
 
         Raises:
             InputError: DeepSpeed finds nothing it can load there.
         """
         strict = not _is_adapter(engine.module.model)
-        path, _ = engine.load_checkpoint(str(directory), tag=ENGINE_TAG, load_module_strict=strict)
+        path, _ = engine.load_checkpoint(str(directory), tag=tag, load_module_strict=strict)
         if path is None:
             raise InputError(f"{directory}: DeepSpeed cannot load this checkpoint")
 
