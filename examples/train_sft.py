@@ -46,9 +46,9 @@ def train(args) -> None:
     if args.eval_on_train:
         evaluations["eval_on_train"] = (losses, min(len(rows), EVAL_ON_TRAIN_ROWS))
 
-    strategy.on_rank_0(lambda: cli.write_config(args, args.save_path))
     checkpoints = Checkpoints(strategy=strategy, engines=[engine], **cli.checkpoint_flags(args))
     first_step = checkpoints.load(args.load_checkpoint)[0] if args.load_checkpoint else 0
+    strategy.on_rank_0(lambda: cli.write_config(args, args.save_path))
     logger = cli.get_logger(args, args.save_path, strategy.is_rank_0(), steps, first_step)
     trainer = SFTTrainer(
         losses=losses,

@@ -49,13 +49,13 @@ def train(args) -> None:
         columns = selector_columns(user, selector, score)
         strategy.on_rank_0(lambda: write_selection(path, columns, meta))
 
-    strategy.on_rank_0(lambda: cli.write_config(args, base))
     engines = [losses.engine] + ([tracker.engine] if tracker and not args.lora_rank else [])
     checkpoints = Checkpoints(strategy=strategy, engines=engines, **cli.checkpoint_flags(args))
     first_step = 0
     if args.load_checkpoint:
         first_step, state = checkpoints.load(args.load_checkpoint)
         selector.load_state_dict(state)
+    strategy.on_rank_0(lambda: cli.write_config(args, base))
     logger = cli.get_logger(args, base, strategy.is_rank_0(), steps, first_step)
     trainer = SelectorTrainer(
         losses=losses,

@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import math
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import fields
 from datetime import datetime
@@ -17,6 +19,7 @@ from seal.provenance import commit, versions
 from seal.utils.logger import Logger, NoLogger, WandbSettings
 
 SECRET = "use_wandb"
+RANK_0_SECONDS = 30  # ranks may start that far apart on a busy machine
 T = TypeVar("T")
 
 
@@ -29,9 +32,16 @@ class Parser(argparse.ArgumentParser):
 
 
 def fail(message: str) -> None:
-    """Prints `error: message` on rank 0 and leaves with status 2 on every rank."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    """Prints `error: message` once and leaves with status 2 on every rank.
+
+    The launcher ends every rank as soon as one leaves, so the others wait until rank 0 has said it;
+    only where it does not fail in `RANK_0_SECONDS` does another rank speak.
+    """
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        time.sleep(RANK_0_SECONDS)
+        message = f"rank {rank}: {message}"
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     sys.exit(2)
 
 
@@ -210,8 +220,9 @@ def check_batch(args: argparse.Namespace, world_size: int) -> None:
             raise InputError(f"--{name} must be at least 1, or -1, got {vars(args)[name]}")
     if args.max_len < 4:
         raise InputError(f"--max_len must be at least 4 tokens, got {args.max_len}")
-    if args.learning_rate < 0 or args.max_norm < 0 or args.l2 < 0:
-        raise InputError("--learning_rate, --max_norm and --l2 must not be negative")
+    for name in ("learning_rate", "max_norm", "l2"):
+        if not 0 <= vars(args)[name] < math.inf:
+            raise InputError(f"--{name} must be finite, 0 or more, got {vars(args)[name]:g}")
     together = args.micro_train_batch_size * world_size
     if args.train_batch_size % together:
         raise InputError(
@@ -291,11 +302,18 @@ def run_config(args: argparse.Namespace) -> dict:
 
 
 def write_config(args: argparse.Namespace, run_dir: str | Path) -> None:
-    """Writes the run's own part of config.json, under "seal", beside a model's when it is there."""
+    """Writes the run's own part of config.json, under "seal", beside a model's when it is there.
+
+    Raises:
+        InputError: the directory cannot be written.
+    """
     path = Path(run_dir) / "config.json"
-    content = json.loads(path.read_text()) if path.exists() else {}
-    with atomic_path(path) as tmp:
-        tmp.write_text(json.dumps(content | {"seal": run_config(args)}, indent=2, default=str))
+    try:
+        content = json.loads(path.read_text()) if path.exists() else {}
+        with atomic_path(path) as tmp:
+            tmp.write_text(json.dumps(content | {"seal": run_config(args)}, indent=2, default=str))
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror})") from error
 
 
 def tokenizer_flags(args: argparse.Namespace) -> dict:
