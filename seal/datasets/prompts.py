@@ -116,8 +116,10 @@ def _question(record: dict, question: str, response: str) -> Messages:
 def _instruction(record: dict, instruction: str, output: str) -> Messages:
     """Alpaca, Dolly and LIMA: an instruction with its input on the next line, after a history."""
     messages = []
-    for question, answer in record.get("history") or []:
-        messages += _message("user", question, "history") + _message("assistant", answer, "history")
+    for turn in record.get("history") or []:
+        if not isinstance(turn, list) or len(turn) != 2:
+            raise InputError("column 'history' holds no list of [question, answer] pairs")
+        messages += _message("user", turn[0], "history") + _message("assistant", turn[1], "history")
     prompt = [
         message["content"]
         for column in (instruction, "input", "context")

@@ -47,7 +47,10 @@ def read_files(paths: list[Path]) -> datasets.Dataset:
     name = fingerprint("files", _VERSION, stats)
     target = cache_path(f"{name}.arrow")
     if not target.exists():
-        table = _concat([table for path in paths for table in _tables(path)])
+        tables = [table for path in paths for table in _tables(path)]
+        if not any(len(table) for table in tables):
+            raise InputError(f"{', '.join(map(str, paths[:3]))} holds no rows")
+        table = _concat(tables)
         with atomic_path(target) as tmp, pa.ipc.new_stream(str(tmp), table.schema) as stream:
             stream.write_table(table)
     return datasets.Dataset(MemoryMappedTable.from_file(str(target)), fingerprint=name)
@@ -92,7 +95,7 @@ def _json_records(path: Path) -> Iterator[Record]:
             values = _parse(path, number, line + rest)
             yield from ((number, _object(path, f"item {i}", v)) for i, v in enumerate(values))
             return
-        yield number, _object(path, f"line {number}", _parse(path, number, line))
+        yield number, _object(path, f"line {number}", _parse(path, number, line.strip()))
 
 
 def _parse(path: Path, number: int, text: str) -> object:

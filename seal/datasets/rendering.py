@@ -5,7 +5,7 @@ once, so no response token is lost where the prompt ends.
 """
 
 import re
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -14,6 +14,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from seal.errors import InputError
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_REMEDY = "mark its turns with {% generation %}, or train without apply_chat_template"
 
 Messages = list[dict[str, str]]
 
@@ -70,27 +71,27 @@ def render_template(messages: Messages, input_template: str) -> Rendered:
 def render_chat(messages: Messages, tokenizer: PreTrainedTokenizerBase) -> Rendered:
     """Text by the tokenizer's chat template, rendered in the sandbox of transformers.
 
-    A span starts behind the generation prompt and ends behind the marker that closes the turn
-    (without the line end after it). A template with `{% generation %}` marks says so itself;
-    for others the span's start is the length of the conversation before the turn, rendered with a
-    generation prompt, and its end is found by the turn's text.
+    A template with `{% generation %}` marks says itself what an assistant turn is. For others a
+    span starts where the conversation before the turn, rendered with a generation prompt, ends; it
+    holds the turn's text and the marker that closes it (such as <|im_end|>).
 
     Raises:
-        InputError: The template refuses the conversation, or writes it so that a turn cannot be
-            found (such as one that rewrites earlier turns).
+        InputError: The template refuses the conversation, or writes it so that an assistant turn
+            cannot be found.
     """
-    if _GENERATION.search(tokenizer.get_chat_template()):
-        return Rendered(*_render(messages, tokenizer, marks=True))
-    text, _ = _render(messages, tokenizer)
     turns = [i for i, message in enumerate(messages) if is_answer(message)]
+    if _GENERATION.search(tokenizer.get_chat_template()):
+        text, spans = _render(messages, tokenizer, marks=True)
+        return Rendered(text, _last_in_one(text, spans, messages[turns[-1]]["content"]))
+    text, _ = _render(messages, tokenizer)
     starts = [_start(text, messages[:i], tokenizer) for i in turns]
     limits = [*starts[1:], len(text)]
     stops = [
         _stop(text, start, limit, messages[i]["content"])
         for i, start, limit in zip(turns, starts, limits, strict=True)
     ]
-    closing = text[stops[-1] :].rstrip()  # such as <|im_end|>
-    ends = [stop + len(closing) * text.startswith(closing, stop) for stop in stops]
+    closing = text[stops[-1] :].rstrip()
+    ends = [stop + _closing_length(text[stop:], closing) for stop in stops]
     return Rendered(text, list(zip(starts, ends, strict=True)))
 
 
@@ -119,12 +120,25 @@ def _render(
     return texts[0], spans[0] if marks else []
 
 
+def _last_in_one(text: str, spans: list[tuple[int, int]], answer: str) -> list[tuple[int, int]]:
+    """`spans` with what is marked behind the last answer (an end of text) joined to it."""
+    for written in (answer.strip(), answer.split()[-1]):
+        holders = [i for i, (start, stop) in enumerate(spans) if written in text[start:stop]]
+        if holders:
+            return [*spans[: holders[-1]], (spans[holders[-1]][0], spans[-1][1])]
+    # as do templates for messages in parts, of a message that is text
+    raise InputError(
+        "the chat template does not write the last answer within its {% generation %} marks; "
+        "mend it, or train without apply_chat_template"
+    )
+
+
 def _start(text: str, before: Messages, tokenizer: PreTrainedTokenizerBase) -> int:
     prompt, _ = _render(before, tokenizer, generation_prompt=True)
     if not text.startswith(prompt):
         raise InputError(
-            "the chat template writes the prompt of an assistant turn in another way once the turn "
-            "is there; mark the turns in it with {% generation %}, or leave it out"
+            "the chat template's generation prompt is not how it starts an assistant turn; "
+            f"{_REMEDY}"
         )
     return len(prompt)
 
@@ -134,7 +148,17 @@ def _stop(text: str, start: int, limit: int, content: str) -> int:
         found = text.find(written, start, limit)
         if found >= 0:
             return found + len(written)
-    raise InputError(
-        "the chat template rewrites the text of an assistant turn; "
-        "mark the turns in it with {% generation %}, or leave it out"
-    )
+    raise InputError(f"the chat template rewrites the text of an assistant turn; {_REMEDY}")
+
+
+def _closing_length(rest: str, closing: str) -> int:
+    """Characters of `closing`, which closes the last turn, that also stand at the start of `rest`.
+
+    Phi 3 closes every turn with <|end|> and the last one with an end of text on the next line too:
+    what they share stops at the line end.
+    """
+    pairs = takewhile(lambda pair: pair[0] == pair[1], zip(rest, closing, strict=False))
+    shared = "".join(character for character, _ in pairs)
+    if shared != closing:
+        shared = re.sub(r"\S*$", "", shared)
+    return len(shared.rstrip())

@@ -1,7 +1,6 @@
 """Rows to tokens: tokenised once, supervised by character spans, batched without padding."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -14,31 +13,19 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from seal.datasets.cache import cached_map, fingerprint
-from seal.datasets.rendering import (
-    Rendered,
-    check_template,
-    complete,
-    render_chat,
-    render_template,
+from seal.datasets.tokens import (
+    FEATURES,
+    KEPT,
+    SKIPS,
+    VERSION,
+    Plan,
+    check,
+    tokenize,
+    tokenizer_hash,
 )
 from seal.errors import InputError
 
 PUBLISHED_TEMPLATE = "Human: {}\nAssistant: "
-SKIPS = ("empty prompt", "empty response", "prompt too long", "no response token")
-_KEPT = -1  # in column `skip`; otherwise an index into SKIPS
-_VERSION = 1  # of what is written to the cache
-
-FEATURES = datasets.Features(
-    {
-        "input_ids": datasets.List(datasets.Value("int32")),
-        "supervised": datasets.List(datasets.Value("bool")),
-        "id": datasets.Value("string"),
-        "occurrence": datasets.Value("int32"),
-        "row": datasets.Value("int64"),
-        "skip": datasets.Value("int8"),
-        "truncated": datasets.Value("bool"),
-    }
-)
 
 
 class Batch(NamedTuple):
@@ -79,49 +66,47 @@ class SFTDataset(torch.utils.data.Dataset):
     """Tokenised rows, memory-mapped; made by `tokenize_rows`.
 
     Attributes:
-        rows: `datasets.Dataset` with `input_ids`, `supervised`, `id`, `occurrence`, `row`.
         skipped: Why rows were left out: reason -> count; only reasons that occurred.
         truncated: How many rows were cut to max_len.
-        raw: How many rows were read: len(self) + the skipped ones.
+        raw: How many rows were read: the ones here and the skipped ones.
         fingerprint: 32 hex digits of the rows, the tokenizer and all arguments.
         lengths: int64 [N], tokens a row.
+        ids: str objects [N], the rows' names, see `row_id`.
+        occurrences: int32 [N], which copy of its id each row is.
+        row_numbers: int64 [N], the rows' positions in the dataset they were read from.
     """
 
     def __init__(
         self,
-        rows: datasets.Dataset,
+        tokenised: datasets.Dataset,
+        places: np.ndarray,
         *,
         skipped: dict[str, int],
         truncated: int,
         raw: int,
         fingerprint: str,
     ) -> None:
-        self.rows = rows
+        """Takes the rows of `tokenised` (columns of FEATURES) at `places`, int64 [N]."""
         self.skipped = skipped
         self.truncated = truncated
         self.raw = raw
         self.fingerprint = fingerprint
-        self._tokens = rows.select_columns(["input_ids", "supervised"]).with_format("arrow")
-        lengths = pc.list_value_length(_column(rows, "input_ids"))
-        self.lengths = lengths.to_numpy().astype(np.int64)
+        self._tokenised = tokenised.with_format("arrow")
+        self._places = places
+        lengths = pc.list_value_length(_column(tokenised, "input_ids"))
+        self.lengths = lengths.to_numpy()[places].astype(np.int64)
+        self.ids = _column(tokenised, "id").to_numpy()[places]
+        self.occurrences = _column(tokenised, "occurrence").to_numpy()[places]
+        self.row_numbers = _column(tokenised, "row").to_numpy()[places]
 
     @cached_property
-    def ids(self) -> np.ndarray:
-        """str objects [N]: the rows' names, see `row_id`."""
-        return _column(self.rows, "id").to_numpy()
-
-    @cached_property
-    def occurrences(self) -> np.ndarray:
-        """int32 [N]: which copy of its id each row is."""
-        return _column(self.rows, "occurrence").to_numpy()
-
-    @cached_property
-    def row_numbers(self) -> np.ndarray:
-        """int64 [N]: the rows' positions in the dataset they were read from."""
-        return _column(self.rows, "row").to_numpy()
+    def rows(self) -> datasets.Dataset:
+        """The rows as a dataset: `input_ids`, `supervised`, `id`, `occurrence`, `row`."""
+        columns = ["input_ids", "supervised", "id", "occurrence", "row"]
+        return self._tokenised.select_columns(columns).with_format(None).select(self._places)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self._places)
 
     def __getitem__(self, index: int) -> Batch:
         return self.batch([index])
@@ -131,7 +116,8 @@ class SFTDataset(torch.utils.data.Dataset):
         indices = np.asarray(indices, dtype=np.int64)
         chosen = hashlib.sha256(indices.tobytes()).hexdigest()
         return SFTDataset(
-            self.rows.select(indices),
+            self._tokenised,
+            self._places[indices],
             skipped=self.skipped,
             truncated=self.truncated,
             raw=self.raw,
@@ -141,7 +127,7 @@ class SFTDataset(torch.utils.data.Dataset):
     def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """The rows at `indices` as one stream; see `Batch`."""
         rows = np.array(indices, dtype=np.int64)  # [R]
-        table = self._tokens[rows]
+        table = self._tokenised[self._places[rows]]
         lengths = self.lengths[rows]  # [R]
         cu_seqlens = np.concatenate(([0], np.cumsum(lengths)))  # [R + 1]
         tokens = _flatten(table["input_ids"]).astype(np.int64)  # [T]
@@ -169,16 +155,6 @@ def _flatten(column: pa.ChunkedArray) -> np.ndarray:
     """The values of all rows in one writable array."""
     values = pa.concat_arrays(column.chunks).flatten()
     return values.to_numpy(zero_copy_only=False).copy()
-
-
-class _Plan(NamedTuple):
-    """How rows are tokenised; plain values, so that they travel to other processes and hash."""
-
-    max_len: int
-    input_template: str
-    apply_chat_template: bool
-    pretrain_mode: bool
-    supervise: str
 
 
 def tokenize_rows(
@@ -214,13 +190,13 @@ def tokenize_rows(
         InputError: The tokenizer or a template cannot be used, or every row is skipped.
     """
     template = "{}" if pretrain_mode or input_template is None else input_template
-    plan = _Plan(max_len, template, apply_chat_template, pretrain_mode, supervise)
-    _check(plan, tokenizer)
-    name = fingerprint("tokens", _VERSION, rows._fingerprint, tokenizer_hash(tokenizer), plan)
+    plan = Plan(max_len, template, apply_chat_template, pretrain_mode, supervise)
+    check(plan, tokenizer)
+    name = fingerprint("tokens", VERSION, rows._fingerprint, tokenizer_hash(tokenizer), plan)
     columns = ["messages", "id", "occurrence", "row"]
     tokenised = cached_map(
         rows.select_columns(columns).with_format("arrow"),
-        _tokenize,
+        tokenize,
         fn_kwargs={"tokenizer": tokenizer, "plan": plan},
         new_fingerprint=name,
         features=FEATURES,
@@ -228,7 +204,7 @@ def tokenize_rows(
         desc="Tokenising",
     )
     skip = _column(tokenised, "skip").to_numpy()
-    kept = np.flatnonzero(skip == _KEPT)
+    kept = np.flatnonzero(skip == KEPT)
     counts = {reason: int(np.sum(skip == code)) for code, reason in enumerate(SKIPS)}
     skipped = {reason: count for reason, count in counts.items() if count}
     if len(kept) == 0:
@@ -238,197 +214,11 @@ def tokenize_rows(
             "check which columns hold prompt and response, and raise max_len"
         )
     truncated = int(pc.sum(_column(tokenised, "truncated")).as_py())
-    if len(kept) < len(tokenised):
-        tokenised = tokenised.select(kept)
     return SFTDataset(
-        tokenised.remove_columns(["skip", "truncated"]).with_format(None),
+        tokenised,
+        kept,
         skipped=skipped,
         truncated=truncated,
         raw=len(rows),
         fingerprint=name,
     )
-
-
-def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Names what a fast tokenizer does to text: its JSON, chat template and special tokens.
-
-    Truncation and padding are left out: they are set by calls, not part of the tokenizer.
-    """
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    backend |= {"truncation": None, "padding": None}
-    return fingerprint(backend, tokenizer.chat_template, tokenizer.special_tokens_map)
-
-
-def _check(plan: _Plan, tokenizer: PreTrainedTokenizerBase) -> None:
-    if not tokenizer.is_fast:
-        raise InputError(
-            f"tokenizer {tokenizer.name_or_path!r} is a slow one, without character offsets; "
-            "load or convert it as a fast one"
-        )
-    if plan.max_len < 4:
-        raise InputError(f"max_len must be at least 4 tokens, got {plan.max_len}")
-    if plan.supervise not in ("all", "last"):
-        raise InputError(f"supervise must be all or last, got {plan.supervise!r}")
-    if not plan.apply_chat_template:
-        check_template(plan.input_template)
-    elif not tokenizer.chat_template:
-        raise InputError(
-            f"tokenizer {tokenizer.name_or_path!r} has no chat template; "
-            "leave out apply_chat_template to use input_template"
-        )
-
-
-class _Row(NamedTuple):
-    """One tokenised row; no tokens where `skip` is a reason."""
-
-    input_ids: np.ndarray  # int32 [n]
-    supervised: np.ndarray  # bool [n]
-    skip: int
-    truncated: bool
-
-
-def _tokenize(
-    batch: pa.Table, _: list[int], tokenizer: PreTrainedTokenizerBase, plan: _Plan
-) -> pa.Table:
-    """`rows` to the columns of FEATURES."""
-    texts = [
-        _text(messages, row, tokenizer, plan)
-        for messages, row in zip(
-            batch["messages"].to_pylist(), batch["row"].to_pylist(), strict=True
-        )
-    ]
-    encoded = tokenizer(
-        [text.text for text, _ in texts],
-        add_special_tokens=False,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
-    ends = ([], []) if plan.apply_chat_template else _ends(tokenizer)
-    rows = [
-        _row(ids, offsets, text.spans, skip, plan, ends)
-        for ids, offsets, (text, skip) in zip(
-            encoded["input_ids"], encoded["offset_mapping"], texts, strict=True
-        )
-    ]
-    columns = {
-        "input_ids": _lists([row.input_ids for row in rows]),
-        "supervised": _lists([row.supervised for row in rows]),
-        **{name: batch[name] for name in ("id", "occurrence", "row")},
-        "skip": pa.array([row.skip for row in rows], pa.int8()),
-        "truncated": pa.array([row.truncated for row in rows], pa.bool_()),
-    }
-    return pa.table(columns, schema=FEATURES.arrow_schema)
-
-
-def _text(
-    messages: list[dict[str, str]], row: int, tokenizer: PreTrainedTokenizerBase, plan: _Plan
-) -> tuple[Rendered, int]:
-    """The text with its supervised spans, or no text and the reason to skip the row."""
-    answered = complete(messages)
-    if not any(m["role"] == "user" and m["content"].strip() for m in messages):
-        return Rendered("", []), SKIPS.index("empty prompt")
-    if not answered:
-        return Rendered("", []), SKIPS.index("empty response")
-    if not plan.apply_chat_template:
-        text, spans = render_template(answered, plan.input_template)
-    else:
-        try:
-            text, spans = render_chat(answered, tokenizer)
-        except InputError as error:
-            raise InputError(f"row {row} (from 0): {error}") from None
-    if plan.pretrain_mode:
-        spans = [(0, len(text))]
-    return Rendered(text, spans[-1:] if plan.supervise == "last" else spans), _KEPT
-
-
-def _ends(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """The begin token, if the tokenizer adds it by itself, and the end token, if there is one."""
-    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-    adds_begin = begin is not None and tokenizer("")["input_ids"][:1] == [begin]
-    return [begin] if adds_begin else [], [] if end is None else [end]
-
-
-def _row(
-    ids: list[int],
-    offsets: list[tuple[int, int]],
-    spans: list[tuple[int, int]],
-    skip: int,
-    plan: _Plan,
-    ends: tuple[list[int], list[int]],
-) -> _Row:
-    if skip == _KEPT:
-        begin, end = ends
-        tokens = np.array(begin + ids + end, dtype=np.int32)
-        learned = np.concatenate(
-            (np.zeros(len(begin), bool), _touched(offsets, spans), np.ones(len(end), bool))
-        )
-        learned |= plan.pretrain_mode
-        prompt = int(np.argmax(learned)) if learned.any() else len(learned)  # tokens before
-        if prompt >= plan.max_len - 2:
-            skip = SKIPS.index("prompt too long")
-        elif not learned[1 : plan.max_len].any():
-            skip = SKIPS.index("no response token")
-        else:
-            kept = slice(plan.max_len)
-            return _Row(tokens[kept], learned[kept], _KEPT, len(tokens) > plan.max_len)
-    return _Row(np.empty(0, np.int32), np.empty(0, bool), skip, False)
-
-
-def _touched(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> np.ndarray:
-    """bool [n]: which tokens hold a character of a span.
-
-    A token across a seam (byte-level BPE joins the space that ends a template to the first word of
-    the answer) belongs to the answer. Byte-level tokenizers cut the spaces off their offsets, which
-    leaves nothing of a token of spaces: it is taken to start where the one before it stops.
-    """
-    starts, stops = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
-    before = np.concatenate(([0], np.maximum.accumulate(stops)[:-1]))[: len(stops)]
-    starts = np.where(starts == stops, np.minimum(before, starts), starts)
-    touched = np.zeros(len(starts), dtype=bool)
-    for start, stop in spans:
-        touched |= (starts < stop) & (stops > start)
-    return touched
-
-
-def _lists(arrays: list[np.ndarray]) -> pa.ListArray:
-    offsets = np.concatenate(([0], np.cumsum([len(array) for array in arrays])))
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(np.concatenate(arrays)))
-
-
-def published_length_filter(
-    rows: datasets.Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_len: int,
-    input_template: str | None = PUBLISHED_TEMPLATE,
-) -> np.ndarray:
-    """Replays which rows the public SEAL code kept, and so numbered, when it trained a selector.
-
-    A row is kept if its templated prompt and its response are not empty and the prompt has fewer
-    than max_len - 2 tokens, counted with the special tokens that the tokenizer adds by itself.
-    System messages are not in the prompt, as there.
-
-    Args:
-        input_template: None for the prompt as it is (as that code did for prompt/chosen records).
-
-    Returns:
-        bool [len(rows)].
-
-    Source: hanshen95/SEAL, seal/datasets/sft_dataset_indexed.py.
-    """
-    kept = []
-    for batch in rows.select_columns(["messages"]).iter(1_000):
-        prompts = [_published_prompt(m[:-1], input_template or "{}") for m in batch["messages"]]
-        counts = [len(ids) for ids in tokenizer(prompts, verbose=False)["input_ids"]]
-        kept += [
-            bool(prompt and messages[-1]["content"]) and count < max_len - 2
-            for prompt, messages, count in zip(prompts, batch["messages"], counts, strict=True)
-        ]
-    return np.array(kept)
-
-
-def _published_prompt(messages: list[dict[str, str]], input_template: str) -> str:
-    written = {"system": "", "user": input_template, "assistant": "{}\n"}
-    return "".join(written[m["role"]].format(m["content"]) for m in messages)
