@@ -100,7 +100,14 @@ def make_dataset(rows: list[tuple]) -> SFTDataset:
         "row": list(range(len(rows))),
     }
     table = datasets.Dataset.from_dict(columns)
-    return SFTDataset(table, skipped={}, truncated=0, raw=len(rows), fingerprint="0" * 32)
+    return SFTDataset(
+        table,
+        np.arange(len(rows)),
+        skipped={},
+        truncated=0,
+        raw=len(rows),
+        fingerprint="0" * 32,
+    )
 
 
 def model_settings(case: Case) -> ModelSettings:
@@ -155,7 +162,7 @@ class Run:
         self.logger = Record()
         self.selector = Selector(case.user, case.activation, case.optim)
         self.checkpoints = Checkpoints(
-            out / f"{case.name}.ckpt", strategy, self.engine, asdict(case), max_num=1, max_gb=1
+            out / f"{case.name}.ckpt", strategy, [self.engine], asdict(case), max_num=1, max_gb=1
         )
         dataset = make_dataset(case_rows(case))
         capacity = case.micro * MAX_LEN

@@ -259,6 +259,10 @@ class DeepspeedStrategy:
             Global gradient norm before clipping.
         """
         engine.step()
+        if self.zero.stage == 3:
+            # Its buffers are overwritten in the first backward of a step and added to in the later
+            # ones, so a parameter that the first one does not reach would keep an old gradient.
+            engine.optimizer.grad_partitions_flat_buffer.zero_()
         norm = engine.get_global_grad_norm() if self._norm is None else self._norm
         return float(norm)
 
@@ -280,6 +284,11 @@ class DeepspeedStrategy:
     def gathered(self, parameters: list[torch.nn.Parameter]) -> contextlib.AbstractContextManager:
         """Whole parameters inside the context, whatever the ZeRO stage (read only)."""
         return deepspeed.zero.GatheredParameters(parameters, enabled=self.zero.stage == 3)
+
+    def writable(self, parameters: list[torch.nn.Parameter]) -> contextlib.AbstractContextManager:
+        """As `gathered`, and what rank 0 writes is what every rank holds afterwards."""
+        partitioned = self.zero.stage == 3
+        return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0, enabled=partitioned)
 
     def save_model(self, engine: deepspeed.DeepSpeedEngine, tokenizer, directory: str) -> None:
         """Writes the model (or its LoRA adapter) and the tokenizer as Hugging Face expects them.
