@@ -100,8 +100,14 @@ def make_dataset(rows: list[tuple]) -> SFTDataset:
         "row": list(range(len(rows))),
     }
     table = datasets.Dataset.from_dict(columns)
-    places = np.arange(len(rows))
-    return SFTDataset(table, places, skipped={}, truncated=0, raw=len(rows), fingerprint="0" * 32)
+    return SFTDataset(
+        table,
+        np.arange(len(rows)),
+        skipped={},
+        truncated=0,
+        raw=len(rows),
+        fingerprint="0" * 32,
+    )
 
 
 def model_settings(case: Case) -> ModelSettings:

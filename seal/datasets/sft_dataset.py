@@ -141,6 +141,21 @@ class SFTDataset(torch.utils.data.Dataset):
             fingerprint=fingerprint("select", self.fingerprint, chosen),
         )
 
+    def responses_only(self) -> "SFTDataset":
+        """The rows without what comes before the token ahead of the first supervised one.
+
+        The same tokens stay supervised, so a loss here compares with the loss on whole rows.
+        """
+        bare = self.rows.map(_drop_prompt, new_fingerprint=fingerprint("bare", self.fingerprint))
+        return SFTDataset(
+            bare,
+            np.arange(len(self)),
+            skipped=self.skipped,
+            truncated=self.truncated,
+            raw=self.raw,
+            fingerprint=fingerprint("bare", self.fingerprint),
+        )
+
     def without(self, *others: "SFTDataset") -> "SFTDataset":
         """The rows whose id stands in none of `others`; the rest is counted as skipped.
 
@@ -180,6 +195,11 @@ class SFTDataset(torch.utils.data.Dataset):
 
 def _column(rows: datasets.Dataset, name: str) -> pa.ChunkedArray:
     return rows.select_columns([name]).with_format("arrow")[:][name]
+
+
+def _drop_prompt(row: dict) -> dict:
+    start = max(0, row["supervised"].index(True, 1) - 1)
+    return {name: row[name][start:] for name in ("input_ids", "supervised")}
 
 
 def concatenate(first: SFTDataset, second: SFTDataset) -> SFTDataset:

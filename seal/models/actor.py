@@ -1,7 +1,8 @@
 """The language model: loading (dtype, attention, 4-bit, LoRA) and per-row loss."""
 
 import importlib.util
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -166,9 +167,17 @@ def load_actor(settings: ModelSettings) -> Actor:
         raise InputError(f"--lora_rank must be 0 (no LoRA) or more, got {settings.lora_rank}")
     if not 0 <= settings.lora_dropout < 1:
         raise InputError(f"--lora_dropout must be in [0, 1), got {settings.lora_dropout:g}")
-    model = _load_base(settings)
+    adapter = Path(settings.pretrain) / "adapter_config.json"
+    if adapter.is_file():  # go on with an adapter on its own base
+        base = json.loads(adapter.read_text())["base_model_name_or_path"]
+        model = _load_base(replace(settings, pretrain=base))
+        model = PeftModel.from_pretrained(model, settings.pretrain, is_trainable=True)
+    else:
+        model = _load_base(settings)
     model.config.use_cache = False
-    if settings.lora_rank:
+    if isinstance(model, PeftModel):
+        pass
+    elif settings.lora_rank:
         model = _add_lora(model, settings)
     elif settings.load_in_4bit:
         raise InputError("--load_in_4bit freezes the base, so nothing would train; add --lora_rank")
