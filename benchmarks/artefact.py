@@ -2,8 +2,9 @@
 
     python benchmarks/artefact.py --rows 1000000 10000000
 
-Each size runs in its own process; the last line of the output is JSON: n, seconds a phase, peak
-RSS in MB (the dataset's own ids included), file size in MB, cores, commit.
+Each size runs in its own process; the last line of the output is JSON: n, wall seconds a phase,
+CPU seconds of all of them, load of the machine, peak RSS in MB (the dataset's own ids included),
+file size in MB, cores, commit.
 """
 
 import argparse
@@ -53,27 +54,31 @@ def measure(n: int) -> dict:
         max_len=None,
         seed=0,
     )
-    seconds = {}
+    seconds, cpu = {}, 0.0
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "selector.parquet"
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         write_selection(path, columns, meta)
         seconds["write"] = time.perf_counter() - start
+        cpu += time.process_time() - cpu_start
         size = path.stat().st_size / 1e6
         shuffled = ids.take(pa.array(rng.permutation(n)))
         del columns, ids
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         selection = read_selection(path)
         seconds["read"] = time.perf_counter() - start
         start = time.perf_counter()
         selected = select_rows(shuffled, occurrence, selection, 0.8)
         seconds["join and top-p"] = time.perf_counter() - start
+        cpu += time.process_time() - cpu_start
     assert len(selected.indices) == round(0.8 * n)
     seconds["total"] = sum(seconds.values())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     return {
         "n": n,
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
+        "cpu_seconds": round(cpu, 2),
+        "load": round(os.getloadavg()[0], 1),
         "peak_rss_mb": round(peak),
         "file_mb": round(size, 1),
         "cores": os.cpu_count(),

@@ -107,9 +107,9 @@ def named(pairs: list[str]) -> dict[str, str]:
     return found
 
 
-def join_ranks(seed: int, answering: bool):
-    """Ranks and device: a strategy where models run or the launcher was used, else alone."""
-    if not answering and "RANK" not in os.environ:
+def join_ranks(seed: int, with_weights: bool):
+    """Ranks and device: a strategy where weights are loaded or the launcher was used."""
+    if not with_weights and "RANK" not in os.environ:
         return Alone(), "cpu"
     from seal.utils.strategy import DeepspeedStrategy
 
@@ -277,7 +277,7 @@ def main() -> None:
     files = {(m, s.name): answer_path(args.out, m, s) for m in models for s in sets}
     files |= {(m, s.name): Path(given[m]) / f"{s.name}.json" for m in given for s in sets}
     read = {(m, s.name): read_answers(files[m, s.name], s.prompts) for m in given for s in sets}
-    ranks, device = join_ranks(args.seed, bool(models))
+    ranks, device = join_ranks(args.seed, bool(models) or "reward" in args.judges)
     judges = ranks.on_rank_0(lambda: load_judges(args, sets, device))
     likelihoods = answer(args, models, sets, ranks, device) if models else {}
     if not ranks.is_rank_0():

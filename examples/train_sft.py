@@ -28,6 +28,44 @@ def train(args) -> None:
         raise InputError(f"--topp must be in (0, 1], got {args.topp:g}; 0.8 keeps 80 %")
     strategy = cli.get_strategy(args)
     tokenizer = get_tokenizer(args.pretrain, **cli.tokenizer_flags(args))
+    rows, held_out = read_data(args, strategy, tokenizer)
+    steps_per_epoch = -(-len(rows) // args.train_batch_size)
+    steps = args.max_epochs * steps_per_epoch
+
+    factor = schedule_factor(args.lr_scheduler, steps)
+    with strategy.loading():
+        actor = load_actor(cli.settings(ModelSettings, args))
+    optimizer = strategy.create_optimizer(actor, args.learning_rate, args.l2)
+    engine = strategy.prepare(actor, optimizer, factor)
+    strategy.print(attention_note(args.flash_attn, args.attn_implementation, args.bf16))
+    capacity = args.micro_train_batch_size * args.max_len
+    losses = RowLosses(engine, strategy, rows, capacity, args.aux_loss_coef)
+    evaluations = {}
+    if held_out:
+        evaluations["eval"] = (RowLosses(engine, strategy, held_out, capacity), len(held_out))
+    if args.eval_on_train:
+        evaluations["eval_on_train"] = (losses, min(len(rows), EVAL_ON_TRAIN_ROWS))
+
+    strategy.on_rank_0(lambda: cli.write_config(args, args.save_path))
+    checkpoints = Checkpoints(strategy=strategy, engines=[engine], **cli.checkpoint_flags(args))
+    first_step = checkpoints.load(args.load_checkpoint)[0] if args.load_checkpoint else 0
+    logger = cli.get_logger(args, args.save_path, strategy.is_rank_0(), steps, first_step)
+    trainer = SFTTrainer(
+        losses=losses,
+        plan=cli.settings(SFTPlan, args, **cli.cadence(args, steps_per_epoch)),
+        logger=logger,
+        evaluations=evaluations,
+        save_checkpoint=lambda step: checkpoints.save(step, {}),
+    )
+    trainer.fit(first_step)
+    logger.close()
+    strategy.save_model(engine, tokenizer, args.save_path)
+    strategy.on_rank_0(lambda: cli.write_config(args, args.save_path))
+    strategy.print(f"model: {args.save_path}")
+
+
+def read_data(args, strategy, tokenizer):
+    """The rows to train on, and the evaluation rows or None, tokenised."""
 
     def read(names, probs="1.0"):
         rows = load_rows(names, probs=probs, **cli.source_flags(args))
@@ -43,51 +81,11 @@ def train(args) -> None:
         safe = strategy.main_first(lambda: read(args.safeinstr_dataset))
         strategy.print(f"mixed in: {safe}")
         rows = concatenate(rows, safe)
-
-    steps_per_epoch = -(-len(rows) // args.train_batch_size)
-    steps = args.max_epochs * steps_per_epoch
-    factor = schedule_factor(args.lr_scheduler, steps)
-
-    with strategy.loading():
-        actor = load_actor(cli.settings(ModelSettings, args))
-    optimizer = strategy.create_optimizer(actor, args.learning_rate, args.l2)
-    engine = strategy.prepare(actor, optimizer, factor)
-    strategy.print(attention_note(args.flash_attn, args.attn_implementation, args.bf16))
-
-    capacity = args.micro_train_batch_size * args.max_len
-    losses = RowLosses(engine, strategy, rows, capacity, args.aux_loss_coef)
-    evaluations = {}
-    if args.eval_dataset:
-        held_out = strategy.main_first(lambda: read(args.eval_dataset)).without(rows)
-        evaluations["eval"] = (RowLosses(engine, strategy, held_out, capacity), len(held_out))
-    if args.eval_on_train:
-        evaluations["eval_on_train"] = (losses, min(len(rows), EVAL_ON_TRAIN_ROWS))
-
-    strategy.on_rank_0(lambda: cli.write_config(args, args.save_path))
-    checkpoints = Checkpoints(
-        args.ckpt_path,
-        strategy,
-        engine,
-        cli.run_config(args)["arguments"],
-        args.max_ckpt_num,
-        args.max_ckpt_mem,
-    )
-    first_step = 0
-    if args.load_checkpoint:
-        first_step, _ = checkpoints.load(args.load_checkpoint)
-    logger = cli.get_logger(args, args.save_path, strategy.is_rank_0(), steps, first_step)
-    trainer = SFTTrainer(
-        losses=losses,
-        plan=cli.settings(SFTPlan, args, **cli.cadence(args, steps_per_epoch)),
-        logger=logger,
-        evaluations=evaluations,
-        save_checkpoint=lambda step: checkpoints.save(step, {}),
-    )
-    trainer.fit(first_step)
-    logger.close()
-    strategy.save_model(engine, tokenizer, args.save_path)
-    strategy.on_rank_0(lambda: cli.write_config(args, args.save_path))
-    strategy.print(f"model: {args.save_path}")
+    if not args.eval_dataset:
+        return rows, None
+    held_out = strategy.main_first(lambda: read(args.eval_dataset)).without(rows)
+    strategy.print(f"evaluation rows: {held_out}")
+    return rows, held_out
 
 
 def select(args, rows):

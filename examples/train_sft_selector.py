@@ -7,92 +7,51 @@ Writes `<selector_save_dir>/<selector_name>_<activation>.parquet` (and `_ep<k>` 
 
 from pathlib import Path
 
+import numpy as np
+
 from seal.datasets import concatenate, load_rows, tokenize_rows
 from seal.errors import InputError
-from seal.models.actor import ModelSettings, load_actor
+from seal.models.actor import MAIN, TRACKER, ModelSettings, load_actor
 from seal.models.attention import attention_note
 from seal.models.selector import Selector
 from seal.selection.artefact import selection_meta, write_selection
 from seal.trainer.checkpoint import Checkpoints
+from seal.trainer.evaluation import row_means
 from seal.trainer.selector_trainer import SelectorPlan, SelectorTrainer
 from seal.trainer.step import RowLosses
 from seal.utils import cli
 from seal.utils.schedule import schedule_factor
 from seal.utils.tokenizer import get_tokenizer
 
+ESTIMATORS = ("penalty", "penalty_gap")
+
 
 def train(args) -> None:
     """Runs the whole first stage."""
-    if not 0 < args.upperlevel_weight <= 1 or args.upperlevel_weight_decay < 0:
-        raise InputError(
-            f"--upperlevel_weight must be in (0, 1] and its decay not negative, "
-            f"got {args.upperlevel_weight} and {args.upperlevel_weight_decay}"
-        )
+    check(args)
     strategy = cli.get_strategy(args)
     tokenizer = get_tokenizer(args.pretrain, **cli.tokenizer_flags(args))
-
-    def read(names, probs="1.0"):
-        rows = load_rows(names, probs=probs, **cli.source_flags(args))
-        return tokenize_rows(rows, tokenizer, **cli.text_flags(args))
-
-    safe = strategy.main_first(lambda: read(args.dataset, args.dataset_probs))
-    user = strategy.main_first(lambda: read(args.new_dataset))
-    strategy.print(f"safe rows: {safe}\nuser rows: {user}")
-
+    safe, user, held_out = read_data(args, strategy, tokenizer)
     selector = Selector(len(user), args.selector_activation, args.selector_optim)
     steps_per_epoch = -(-len(user) // args.train_batch_size)
     steps = args.max_epochs * steps_per_epoch
-    factor = schedule_factor(args.lr_scheduler, steps)
     selector_factor = schedule_factor(args.selector_lr_scheduler, steps)
-
-    with strategy.loading():
-        actor = load_actor(cli.settings(ModelSettings, args))
-    optimizer = strategy.create_optimizer(actor, args.learning_rate, args.l2)
-    engine = strategy.prepare(actor, optimizer, factor)
-    strategy.print(attention_note(args.flash_attn, args.attn_implementation, args.bf16))
-
-    capacity = args.micro_train_batch_size * args.max_len
-    losses = RowLosses(engine, strategy, concatenate(safe, user), capacity, args.aux_loss_coef)
+    losses, tracker = prepare_models(args, strategy, concatenate(safe, user), steps)
     evaluations = {}
-    if args.eval_dataset:
-        held_out = strategy.main_first(lambda: read(args.eval_dataset)).without(safe, user)
-        evaluations["eval"] = (RowLosses(engine, strategy, held_out, capacity), len(held_out))
+    if held_out:
+        evaluated = RowLosses(losses.engine, strategy, held_out, losses.capacity, adapter=MAIN)
+        evaluations["eval"] = (evaluated, len(held_out))
 
     base = Path(args.selector_save_dir) / f"{args.selector_name}_{args.selector_activation}"
-    meta = selection_meta(
-        method="penalty",
-        arguments=cli.run_config(args)["arguments"],
-        fingerprint=user.fingerprint,
-        raw=user.raw,
-        skipped=user.skipped,
-        model=args.pretrain,
-        tokenizer=args.pretrain,
-        max_len=args.max_len,
-        seed=args.seed,
-    ) | {"command": cli.run_config(args)["command"]}
+    meta = describe(args, user)
 
-    def save(path: Path) -> None:
-        columns = {
-            "id": user.ids,
-            "occurrence": user.occurrences,
-            "row": user.row_numbers,
-            "score": selector.logits,
-            "logit": selector.logits,
-            "weight": selector.final_weights(),
-            "visits": selector.visits,
-            "loss": selector.mean_losses(),
-        }
+    def save(path: str, score=selector.logits) -> None:
+        columns = selector_columns(user, selector, score)
         strategy.on_rank_0(lambda: write_selection(path, columns, meta))
 
     strategy.on_rank_0(lambda: cli.write_config(args, base))
-    checkpoints = Checkpoints(
-        args.ckpt_path,
-        strategy,
-        engine,
-        cli.run_config(args)["arguments"],
-        args.max_ckpt_num,
-        args.max_ckpt_mem,
-    )
+    engines = [losses.engine] + ([tracker.engine] if tracker and not args.lora_rank else [])
+    checkpoints = Checkpoints(strategy=strategy, engines=engines, **cli.checkpoint_flags(args))
     first_step = 0
     if args.load_checkpoint:
         first_step, state = checkpoints.load(args.load_checkpoint)
@@ -106,16 +65,112 @@ def train(args) -> None:
         plan=cli.settings(SelectorPlan, args, **cli.cadence(args, steps_per_epoch)),
         logger=logger,
         evaluations=evaluations,
-        save_epoch=lambda epoch: save(Path(f"{base}_ep{epoch}.parquet")),
+        save_epoch=lambda epoch: save(f"{base}_ep{epoch}.parquet"),
         save_checkpoint=lambda step: checkpoints.save(step, selector.state_dict()),
+        tracker=tracker,
     )
     trainer.fit(first_step)
     logger.close()
-    save(Path(f"{base}.parquet"))
+    save(f"{base}.parquet", final_score(losses, tracker, len(safe)) if tracker else selector.logits)
     strategy.print(f"selector: {base}.parquet, {len(user)} rows scored")
     if args.save_path:
-        strategy.save_model(engine, tokenizer, args.save_path)
+        strategy.save_model(losses.engine, tokenizer, args.save_path)
         strategy.on_rank_0(lambda: cli.write_config(args, args.save_path))
+
+
+def check(args) -> None:
+    """Refuses what this script alone can know to be wrong."""
+    if not 0 < args.upperlevel_weight <= 1 or args.upperlevel_weight_decay < 0:
+        raise InputError(
+            f"--upperlevel_weight must be in (0, 1] and its decay not negative, "
+            f"got {args.upperlevel_weight} and {args.upperlevel_weight_decay}"
+        )
+    if args.selector_estimator not in ESTIMATORS:
+        known = list(ESTIMATORS)
+        raise InputError(f"--selector_estimator {args.selector_estimator}: known are {known}")
+
+
+def read_data(args, strategy, tokenizer):
+    """The safe rows, the user's rows, and the evaluation rows or None, tokenised."""
+
+    def read(names, probs="1.0"):
+        rows = load_rows(names, probs=probs, **cli.source_flags(args))
+        return tokenize_rows(rows, tokenizer, **cli.text_flags(args))
+
+    safe = strategy.main_first(lambda: read(args.dataset, args.dataset_probs))
+    user = strategy.main_first(lambda: read(args.new_dataset))
+    strategy.print(f"safe rows: {safe}\nuser rows: {user}")
+    if not args.eval_dataset:
+        return safe, user, None
+    held_out = strategy.main_first(lambda: read(args.eval_dataset)).without(safe, user)
+    strategy.print(f"evaluation rows: {held_out}")
+    return safe, user, held_out
+
+
+def prepare_models(args, strategy, rows, steps):
+    """The model over all rows, and the lower level's tracker (None for Algorithm 2).
+
+    With LoRA the tracker is a second adapter of the same engine, otherwise a second engine.
+    """
+    gap = args.selector_estimator == "penalty_gap"
+    factor = schedule_factor(args.lr_scheduler, steps)
+    strategy.print(attention_note(args.flash_attn, args.attn_implementation, args.bf16))
+
+    def prepared():
+        with strategy.loading():
+            actor = load_actor(cli.settings(ModelSettings, args))
+        if gap and args.lora_rank:
+            actor.add_tracker()
+        optimizer = strategy.create_optimizer(actor, args.learning_rate, args.l2)
+        return strategy.prepare(actor, optimizer, factor)
+
+    def over_rows(engine, adapter):
+        capacity = args.micro_train_batch_size * args.max_len
+        return RowLosses(engine, strategy, rows, capacity, args.aux_loss_coef, adapter)
+
+    engine = prepared()
+    if not gap:
+        return over_rows(engine, MAIN), None
+    return over_rows(engine, MAIN), over_rows(engine if args.lora_rank else prepared(), TRACKER)
+
+
+def final_score(losses, tracker, n_safe):
+    """One contrast pass with the final models, float64 [user rows], nats a token.
+
+    The trained logit carries the noise of early visits, when both models were still alike.
+    """
+    rows = np.arange(n_safe, len(losses.dataset))
+    return row_means(tracker, rows, "tracker") - row_means(losses, rows, "model")
+
+
+def describe(args, user) -> dict:
+    """The artefact's metadata."""
+    run = cli.run_config(args)
+    return {"command": run["command"]} | selection_meta(
+        method=args.selector_estimator,
+        arguments=run["arguments"],
+        fingerprint=user.fingerprint,
+        raw=user.raw,
+        skipped=user.skipped,
+        model=args.pretrain,
+        tokenizer=args.pretrain,
+        max_len=args.max_len,
+        seed=args.seed,
+    )
+
+
+def selector_columns(user, selector, score) -> dict:
+    """The artefact's columns."""
+    return {
+        "id": user.ids,
+        "occurrence": user.occurrences,
+        "row": user.row_numbers,
+        "score": score,
+        "logit": selector.logits,
+        "weight": selector.final_weights(),
+        "visits": selector.visits,
+        "loss": selector.mean_losses(),
+    }
 
 
 if __name__ == "__main__":

@@ -351,7 +351,8 @@ def test_merge_gives_the_model_with_its_adapter(tmp_path):
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     adapted = get_peft_model(base, lora).eval()
     adapted.save_pretrained(tmp_path / "adapter")
-    result = seal_json("merge", tmp_path / "adapter", "--out", tmp_path / "merged")
+    done = process("merge", tmp_path / "adapter", "--out", tmp_path / "merged", "--json")
+    result = json.loads(done.stdout)
     assert result["base"] == str(tmp_path / "base")
     names = {path.name for path in (tmp_path / "merged").iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= names

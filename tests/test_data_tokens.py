@@ -272,6 +272,14 @@ def test_rows_are_skipped_by_reason_and_cut_rows_are_counted():
     assert data.rows.column_names == ["input_ids", "supervised", "id", "occurrence", "row"]
 
 
+def test_an_answer_the_tokenizer_drops_is_skipped():
+    tokenizer = Tokenizer(models.BPE())  # no unknown token: other characters leave nothing
+    tokenizer.train_from_iterator(CORPUS, BpeTrainer(special_tokens=SPECIAL, show_progress=False))
+    rows = rows_of(talk("yes", "🙂"), talk("yes", "no"))
+    data = tokenize_rows(rows, wrap(tokenizer), max_len=50)
+    assert data.skipped == {"no response token": 1} and data.row_numbers.tolist() == [1]
+
+
 def test_prompt_limit_is_the_published_one():
     tokenizer = word_level()
     for n_words, kept in ((10, True), (11, False)):  # template: Human : ... Assistant :

@@ -7,6 +7,7 @@ One module a subcommand, each with two functions:
 """
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -39,7 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = build_parser().parse_args(argv)
     try:
-        result, text = args.run(args)
+        with contextlib.redirect_stdout(sys.stderr):  # deepspeed logs to stdout when it is imported
+            result, text = args.run(args)
         print(json.dumps(result, ensure_ascii=False, allow_nan=False) if args.json else text)
         sys.stdout.flush()
     except BrokenPipeError:  # `seal show ... | head`: the reader has seen enough

@@ -49,7 +49,10 @@ def summary(selection: Selection) -> dict:
             "max_entropy": float(np.log(len(selection))),
             "max": float(selection.weight.max()),
         },
-        "never_visited": int(np.count_nonzero(selection.visits == 0)),
+        "visits": {
+            "max": int(selection.visits.max()),
+            "rows_without": int(np.count_nonzero(selection.visits == 0)),
+        },
     }
 
 
@@ -69,7 +72,7 @@ def _line(selection: Selection, line: int, texts: dict) -> dict:
 
 
 def _render(result: dict) -> str:
-    meta, weights = result["meta"], result["weights"]
+    meta, weights, visits = result["meta"], result["weights"], result["visits"]
     counts = meta["dataset"]
     n = counts["scored"]
     skipped = ", ".join(f"{reason} {count}" for reason, count in counts["skipped"].items())
@@ -88,7 +91,7 @@ def _render(result: dict) -> str:
         "weights": f"effective rows {weights['ess']:.1f} of {n} ({weights['ess'] / n:.1%}), "
         f"entropy {weights['entropy']:.3f} of {weights['max_entropy']:.3f} nats, "
         f"largest {weights['max']:.3g}",
-        "visits": f"{result['never_visited']} of {n} rows never seen in training",
+        "visits": f"at most {visits['max']}; {visits['rows_without']} of {n} rows have none",
     }
     parts = [f"{name:<9}  {value}" for name, value in table.items()]
     for name in ("top", "bottom"):

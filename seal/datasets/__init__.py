@@ -2,13 +2,8 @@
 
 from seal.datasets.blending import load_rows, read_raw
 from seal.datasets.identity import row_id
-from seal.datasets.sft_dataset import (
-    Batch,
-    SFTDataset,
-    concatenate,
-    published_length_filter,
-    tokenize_rows,
-)
+from seal.datasets.published import published_length_filter
+from seal.datasets.sft_dataset import Batch, SFTDataset, concatenate, tokenize_rows
 
 __all__ = [
     "Batch",

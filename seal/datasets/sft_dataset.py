@@ -1,7 +1,6 @@
 """Rows to tokens: tokenised once, supervised by character spans, batched without padding."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -14,31 +13,19 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from seal.datasets.cache import cached_map, fingerprint
-from seal.datasets.rendering import (
-    Rendered,
-    check_template,
-    complete,
-    render_chat,
-    render_template,
+from seal.datasets.tokens import (
+    FEATURES,
+    KEPT,
+    SKIPS,
+    VERSION,
+    Plan,
+    check,
+    tokenize,
+    tokenizer_hash,
 )
 from seal.errors import InputError
 
 PUBLISHED_TEMPLATE = "Human: {}\nAssistant: "
-SKIPS = ("empty prompt", "empty response", "prompt too long", "no response token")
-_KEPT = -1  # in column `skip`; otherwise an index into SKIPS
-_VERSION = 1  # of what is written to the cache
-
-FEATURES = datasets.Features(
-    {
-        "input_ids": datasets.List(datasets.Value("int32")),
-        "supervised": datasets.List(datasets.Value("bool")),
-        "id": datasets.Value("string"),
-        "occurrence": datasets.Value("int32"),
-        "row": datasets.Value("int64"),
-        "skip": datasets.Value("int8"),
-        "truncated": datasets.Value("bool"),
-    }
-)
 
 
 class Batch(NamedTuple):
@@ -121,10 +108,12 @@ class SFTDataset(torch.utils.data.Dataset):
     @cached_property
     def supervised(self) -> np.ndarray:
         """int64 [N]: tokens a row is trained to predict (its first token never is)."""
-        flags = _flatten(_column(self.rows, "supervised"))  # [sum of lengths]
-        starts = np.cumsum(self.lengths) - self.lengths
-        counts = np.add.reduceat(flags.astype(np.int64), starts)
-        return counts - flags[starts]
+        lengths = pc.list_value_length(_column(self._tokenised, "input_ids")).to_numpy()
+        flags = _flatten(_column(self._tokenised, "supervised"))  # [sum of lengths]
+        ends = np.cumsum(lengths, dtype=np.int64)
+        flags[(ends - lengths)[lengths > 0]] = False
+        learned = np.concatenate(([0], np.cumsum(flags, dtype=np.int64)))
+        return (learned[ends] - learned[ends - lengths])[self._places]
 
     def __len__(self) -> int:
         return len(self._places)
@@ -150,6 +139,21 @@ class SFTDataset(torch.utils.data.Dataset):
             truncated=self.truncated,
             raw=self.raw,
             fingerprint=fingerprint("select", self.fingerprint, chosen),
+        )
+
+    def responses_only(self) -> "SFTDataset":
+        """The rows without what comes before the token ahead of the first supervised one.
+
+        The same tokens stay supervised, so a loss here compares with the loss on whole rows.
+        """
+        bare = self.rows.map(_drop_prompt, new_fingerprint=fingerprint("bare", self.fingerprint))
+        return SFTDataset(
+            bare,
+            np.arange(len(self)),
+            skipped=self.skipped,
+            truncated=self.truncated,
+            raw=self.raw,
+            fingerprint=fingerprint("bare", self.fingerprint),
         )
 
     def without(self, *others: "SFTDataset") -> "SFTDataset":
@@ -193,11 +197,17 @@ def _column(rows: datasets.Dataset, name: str) -> pa.ChunkedArray:
     return rows.select_columns([name]).with_format("arrow")[:][name]
 
 
+def _drop_prompt(row: dict) -> dict:
+    start = max(0, row["supervised"].index(True, 1) - 1)
+    return {name: row[name][start:] for name in ("input_ids", "supervised")}
+
+
 def concatenate(first: SFTDataset, second: SFTDataset) -> SFTDataset:
     """The rows of `first`, then those of `second`; counts are added, nothing is copied."""
     reasons = first.skipped.keys() | second.skipped.keys()
     return SFTDataset(
-        datasets.concatenate_datasets([first.rows, second.rows]),
+        datasets.concatenate_datasets([first._tokenised, second._tokenised]),
+        np.concatenate([first._places, len(first._tokenised) + second._places]),
         skipped={r: first.skipped.get(r, 0) + second.skipped.get(r, 0) for r in sorted(reasons)},
         truncated=first.truncated + second.truncated,
         raw=first.raw + second.raw,
@@ -209,16 +219,6 @@ def _flatten(column: pa.ChunkedArray) -> np.ndarray:
     """The values of all rows in one writable array."""
     values = pa.concat_arrays(column.chunks).flatten()
     return values.to_numpy(zero_copy_only=False).copy()
-
-
-class _Plan(NamedTuple):
-    """How rows are tokenised; plain values, so that they travel to other processes and hash."""
-
-    max_len: int
-    input_template: str
-    apply_chat_template: bool
-    pretrain_mode: bool
-    supervise: str
 
 
 def tokenize_rows(
@@ -254,13 +254,13 @@ def tokenize_rows(
         InputError: The tokenizer or a template cannot be used, or every row is skipped.
     """
     template = "{}" if pretrain_mode or input_template is None else input_template
-    plan = _Plan(max_len, template, apply_chat_template, pretrain_mode, supervise)
-    _check(plan, tokenizer)
-    name = fingerprint("tokens", _VERSION, rows._fingerprint, tokenizer_hash(tokenizer), plan)
+    plan = Plan(max_len, template, apply_chat_template, pretrain_mode, supervise)
+    check(plan, tokenizer)
+    name = fingerprint("tokens", VERSION, rows._fingerprint, tokenizer_hash(tokenizer), plan)
     columns = ["messages", "id", "occurrence", "row"]
     tokenised = cached_map(
         rows.select_columns(columns).with_format("arrow"),
-        _tokenize,
+        tokenize,
         fn_kwargs={"tokenizer": tokenizer, "plan": plan},
         new_fingerprint=name,
         features=FEATURES,
@@ -268,7 +268,7 @@ def tokenize_rows(
         desc="Tokenising",
     )
     skip = _column(tokenised, "skip").to_numpy()
-    kept = np.flatnonzero(skip == _KEPT)
+    kept = np.flatnonzero(skip == KEPT)
     counts = {reason: int(np.sum(skip == code)) for code, reason in enumerate(SKIPS)}
     skipped = {reason: count for reason, count in counts.items() if count}
     if len(kept) == 0:
@@ -286,188 +286,3 @@ def tokenize_rows(
         raw=len(rows),
         fingerprint=name,
     )
-
-
-def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Names what a fast tokenizer does to text: its JSON, chat template and special tokens.
-
-    Truncation and padding are left out: they are set by calls, not part of the tokenizer.
-    """
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    backend |= {"truncation": None, "padding": None}
-    return fingerprint(backend, tokenizer.chat_template, tokenizer.special_tokens_map)
-
-
-def _check(plan: _Plan, tokenizer: PreTrainedTokenizerBase) -> None:
-    if not tokenizer.is_fast:
-        raise InputError(
-            f"tokenizer {tokenizer.name_or_path!r} is a slow one, without character offsets; "
-            "load or convert it as a fast one"
-        )
-    if plan.max_len < 4:
-        raise InputError(f"max_len must be at least 4 tokens, got {plan.max_len}")
-    if plan.supervise not in ("all", "last"):
-        raise InputError(f"supervise must be all or last, got {plan.supervise!r}")
-    if not plan.apply_chat_template:
-        check_template(plan.input_template)
-    elif not tokenizer.chat_template:
-        raise InputError(
-            f"tokenizer {tokenizer.name_or_path!r} has no chat template; "
-            "leave out apply_chat_template to use input_template"
-        )
-
-
-class _Row(NamedTuple):
-    """One tokenised row; no tokens where `skip` is a reason."""
-
-    input_ids: np.ndarray  # int32 [n]
-    supervised: np.ndarray  # bool [n]
-    skip: int
-    truncated: bool
-
-
-def _tokenize(
-    batch: pa.Table, _: list[int], tokenizer: PreTrainedTokenizerBase, plan: _Plan
-) -> pa.Table:
-    """`rows` to the columns of FEATURES."""
-    texts = [
-        _text(messages, row, tokenizer, plan)
-        for messages, row in zip(
-            batch["messages"].to_pylist(), batch["row"].to_pylist(), strict=True
-        )
-    ]
-    encoded = tokenizer(
-        [text.text for text, _ in texts],
-        add_special_tokens=False,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
-    ends = ([], []) if plan.apply_chat_template else _ends(tokenizer)
-    rows = [
-        _row(ids, offsets, text.spans, skip, plan, ends)
-        for ids, offsets, (text, skip) in zip(
-            encoded["input_ids"], encoded["offset_mapping"], texts, strict=True
-        )
-    ]
-    columns = {
-        "input_ids": _lists([row.input_ids for row in rows]),
-        "supervised": _lists([row.supervised for row in rows]),
-        **{name: batch[name] for name in ("id", "occurrence", "row")},
-        "skip": pa.array([row.skip for row in rows], pa.int8()),
-        "truncated": pa.array([row.truncated for row in rows], pa.bool_()),
-    }
-    return pa.table(columns, schema=FEATURES.arrow_schema)
-
-
-def _text(
-    messages: list[dict[str, str]], row: int, tokenizer: PreTrainedTokenizerBase, plan: _Plan
-) -> tuple[Rendered, int]:
-    """The text with its supervised spans, or no text and the reason to skip the row."""
-    answered = complete(messages)
-    if not any(m["role"] == "user" and m["content"].strip() for m in messages):
-        return Rendered("", []), SKIPS.index("empty prompt")
-    if not answered:
-        return Rendered("", []), SKIPS.index("empty response")
-    if not plan.apply_chat_template:
-        text, spans = render_template(answered, plan.input_template)
-    else:
-        try:
-            text, spans = render_chat(answered, tokenizer)
-        except InputError as error:
-            raise InputError(f"row {row} (from 0): {error}") from None
-    if plan.pretrain_mode:
-        spans = [(0, len(text))]
-    return Rendered(text, spans[-1:] if plan.supervise == "last" else spans), _KEPT
-
-
-def _ends(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """The begin token, if the tokenizer adds it by itself, and the end token, if there is one."""
-    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-    adds_begin = begin is not None and tokenizer("")["input_ids"][:1] == [begin]
-    return [begin] if adds_begin else [], [] if end is None else [end]
-
-
-def _row(
-    ids: list[int],
-    offsets: list[tuple[int, int]],
-    spans: list[tuple[int, int]],
-    skip: int,
-    plan: _Plan,
-    ends: tuple[list[int], list[int]],
-) -> _Row:
-    if skip == _KEPT:
-        begin, end = ends
-        tokens = np.array(begin + ids + end, dtype=np.int32)
-        learned = np.concatenate(
-            (np.zeros(len(begin), bool), _touched(offsets, spans), np.ones(len(end), bool))
-        )
-        learned |= plan.pretrain_mode
-        prompt = int(np.argmax(learned)) if learned.any() else len(learned)  # tokens before
-        if prompt >= plan.max_len - 2:
-            skip = SKIPS.index("prompt too long")
-        elif not learned[1 : plan.max_len].any():
-            skip = SKIPS.index("no response token")
-        else:
-            kept = slice(plan.max_len)
-            return _Row(tokens[kept], learned[kept], _KEPT, len(tokens) > plan.max_len)
-    return _Row(np.empty(0, np.int32), np.empty(0, bool), skip, False)
-
-
-def _touched(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> np.ndarray:
-    """bool [n]: which tokens hold a character of a span.
-
-    A token across a seam (byte-level BPE joins the space that ends a template to the first word of
-    the answer) belongs to the answer. Byte-level tokenizers cut the spaces off their offsets, which
-    leaves nothing of a token of spaces: it is taken to start where the one before it stops.
-    """
-    starts, stops = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
-    before = np.concatenate(([0], np.maximum.accumulate(stops)[:-1]))[: len(stops)]
-    starts = np.where(starts == stops, np.minimum(before, starts), starts)
-    touched = np.zeros(len(starts), dtype=bool)
-    for start, stop in spans:
-        touched |= (starts < stop) & (stops > start)
-    return touched
-
-
-def _lists(arrays: list[np.ndarray]) -> pa.ListArray:
-    offsets = np.concatenate(([0], np.cumsum([len(array) for array in arrays])))
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(np.concatenate(arrays)))
-
-
-def published_length_filter(
-    rows: datasets.Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_len: int,
-    input_template: str | None = PUBLISHED_TEMPLATE,
-) -> np.ndarray:
-    """Replays which rows the public SEAL code kept, and so numbered, when it trained a selector.
-
-    A row is kept if its templated prompt and its response are not empty and the prompt has fewer
-    than max_len - 2 tokens, counted with the special tokens that the tokenizer adds by itself.
-    System messages are not in the prompt, as there.
-
-    Args:
-        input_template: None for the prompt as it is (as that code did for prompt/chosen records).
-
-    Returns:
-        bool [len(rows)].
-
-    Source: hanshen95/SEAL, seal/datasets/sft_dataset_indexed.py.
-    """
-    kept = []
-    for batch in rows.select_columns(["messages"]).iter(1_000):
-        prompts = [_published_prompt(m[:-1], input_template or "{}") for m in batch["messages"]]
-        counts = [len(ids) for ids in tokenizer(prompts, verbose=False)["input_ids"]]
-        kept += [
-            bool(prompt and messages[-1]["content"]) and count < max_len - 2
-            for prompt, messages, count in zip(prompts, batch["messages"], counts, strict=True)
-        ]
-    return np.array(kept)
-
-
-def _published_prompt(messages: list[dict[str, str]], input_template: str) -> str:
-    written = {"system": "", "user": input_template, "assistant": "{}\n"}
-    return "".join(written[m["role"]].format(m["content"]) for m in messages)

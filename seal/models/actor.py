@@ -1,11 +1,21 @@
 """The language model: loading (dtype, attention, 4-bit, LoRA) and per-row loss."""
 
 import importlib.util
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model, prepare_model_for_kbit_training
+from peft import (
+    LoraConfig,
+    PeftModel,
+    TaskType,
+    get_peft_model,
+    get_peft_model_state_dict,
+    prepare_model_for_kbit_training,
+    set_peft_model_state_dict,
+)
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
@@ -13,6 +23,7 @@ from seal.errors import InputError
 from seal.models.attention import choose_attention
 from seal.models.loss import head_nll, sum_by_row
 
+MAIN, TRACKER = "default", "tracker"  # names of the two LoRA adapters
 # Configurations that transform the logits after the head; their losses need the logits themselves.
 LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
@@ -112,6 +123,32 @@ class Actor(nn.Module):
         aux_loss = output.aux_loss if "aux_loss" in output else None
         return nll, nll.new_zeros(()) if aux_loss is None else aux_loss.float()
 
+    def add_tracker(self) -> None:
+        """Adds a second LoRA adapter on the same frozen base, equal to the first; both train.
+
+        Raises:
+            InputError: the model has no adapter (`--lora_rank 0`).
+        """
+        if not isinstance(self.model, PeftModel):
+            raise InputError("a second adapter needs LoRA; set --lora_rank above 0")
+        self.model.add_adapter(TRACKER, self.model.peft_config[MAIN])
+        state = get_peft_model_state_dict(self.model, adapter_name=MAIN)
+        set_peft_model_state_dict(self.model, state, adapter_name=TRACKER)
+        for name, parameter in self.model.named_parameters():
+            if f".{TRACKER}." in name:
+                parameter.requires_grad_(True)
+
+    def use_adapter(self, name: str) -> None:
+        """Runs the coming forward and backward passes with one adapter; the others stay trainable.
+
+        Backward must come before the next switch: with gradient checkpointing it recomputes the
+        layers with whichever adapter is active then.
+        """
+        for module in self.model.modules():
+            if isinstance(module, BaseTunerLayer):
+                # peft's set_adapter would switch requires_grad off on every other adapter
+                module._active_adapter = [name]
+
     def enable_gradient_checkpointing(self, use_reentrant: bool) -> None:
         """Recomputes each layer in backward; with LoRA the input must carry a gradient."""
         if isinstance(self.model, PeftModel):
@@ -125,9 +162,17 @@ def load_actor(settings: ModelSettings) -> Actor:
     Raises:
         InputError: no weights, unknown architecture, bitsandbytes missing, target modules absent.
     """
-    model = _load_base(settings)
+    adapter = Path(settings.pretrain) / "adapter_config.json"
+    if adapter.is_file():  # go on with an adapter on its own base
+        base = json.loads(adapter.read_text())["base_model_name_or_path"]
+        model = _load_base(replace(settings, pretrain=base))
+        model = PeftModel.from_pretrained(model, settings.pretrain, is_trainable=True)
+    else:
+        model = _load_base(settings)
     model.config.use_cache = False
-    if settings.lora_rank:
+    if isinstance(model, PeftModel):
+        pass
+    elif settings.lora_rank:
         model = _add_lora(model, settings)
     elif settings.load_in_4bit:
         raise InputError("--load_in_4bit freezes the base, so nothing would train; add --lora_rank")

@@ -60,20 +60,29 @@ class Selector:
             self._log_normaliser = self._log_mean_exp()
         return (self.logits[rows] - self._log_normaliser).exp()
 
-    def update(self, rows: torch.Tensor, losses: torch.Tensor, learning_rate: float) -> None:
+    def update(
+        self,
+        rows: torch.Tensor,
+        losses: torch.Tensor,
+        learning_rate: float,
+        baseline: torch.Tensor | None = None,
+    ) -> None:
         """Moves the logits after one step.
 
         Args:
             rows: int64 [R], each at most once.
             losses: float32 [R], mean nats a token of each row.
             learning_rate: logit units a nat ("mirror") or Adam's rate ("adam").
+            baseline: float32 [R], what is subtracted from the losses first (Algorithm 1: the
+                losses under the lower level's own model); None for nothing.
         """
         self.visits[rows] += 1
         self.loss_sum[rows] += losses.double()
+        signal = losses if baseline is None else losses - baseline
         if self.optim == "mirror":
-            self.logits[rows] -= learning_rate * losses
+            self.logits[rows] -= learning_rate * signal
         else:
-            self.logits.grad = self._gradient(rows, losses)
+            self.logits.grad = self._gradient(rows, signal)
             self._adam.param_groups[0]["lr"] = learning_rate
             self._adam.step()
 

@@ -48,7 +48,7 @@ class Checkpoints:
     Args:
         directory: where they lie.
         strategy: ranks and collectives.
-        engine: what holds the weights and the optimizer.
+        engines: what holds weights and optimizers.
         arguments: what the run was started with; a snapshot made with others is refused.
         max_num: snapshots kept.
         max_gb: GiB of snapshots kept, the newest always.
@@ -58,14 +58,14 @@ class Checkpoints:
         self,
         directory: str | Path,
         strategy: DeepspeedStrategy,
-        engine,
+        engines: list,
         arguments: dict,
         max_num: int,
         max_gb: float,
     ):
         self.directory = Path(directory)
         self.strategy = strategy
-        self.engine = engine
+        self.engines = engines
         self.arguments = json.loads(json.dumps(arguments, default=str))
         self.max_num = max_num
         self.max_gb = max_gb
@@ -78,7 +78,8 @@ class Checkpoints:
         """
         partial = self.directory / f".step_{step}.partial"
         self.strategy.on_rank_0(lambda: _fresh(partial))
-        self.strategy.save_engine(self.engine, partial)
+        for number, engine in enumerate(self.engines):
+            self.strategy.save_engine(engine, partial, f"engine_{number}")
         torch.save(self.strategy.rng_state(), partial / f"rng_rank_{self.strategy.rank}.pt")
         self.strategy.barrier()
         self.strategy.on_rank_0(lambda: self._complete(partial, step, state))
@@ -97,7 +98,8 @@ class Checkpoints:
         """
         found = self._newest() if which == "auto" else Path(which)
         manifest = self._checked(found)
-        self.strategy.load_engine(self.engine, found)
+        for number, engine in enumerate(self.engines):
+            self.strategy.load_engine(engine, found, f"engine_{number}")
         rng = torch.load(found / f"rng_rank_{self.strategy.rank}.pt", weights_only=True)
         self.strategy.set_rng_state(rng)
         state = torch.load(found / "trainer.pt", map_location="cpu", weights_only=True)

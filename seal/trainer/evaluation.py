@@ -1,30 +1,46 @@
 """Loss on rows held apart from training."""
 
 import numpy as np
+from tqdm import tqdm
 
 from seal.trainer.step import RowLosses
 
 BATCH_ROWS = 1024
 
 
-def mean_loss(losses: RowLosses, n_rows: int, per: str) -> float:
-    """Mean loss over rows, without gradients.
+def row_means(losses: RowLosses, rows: np.ndarray, note: str | None = None) -> np.ndarray:
+    """Each row's mean loss, without gradients and without dropout.
 
     Args:
         losses: the engine and its dataset.
-        n_rows: how many of the dataset's first rows.
+        rows: int64 [R], row numbers of the dataset.
+        note: title of a progress bar on rank 0; None for no bar.
+
+    Returns:
+        float64 [R], nats a supervised token.
+    """
+    losses.engine.eval()
+    means = np.empty(len(rows))
+    hidden = note is None or not losses.strategy.is_rank_0()
+    with tqdm(total=len(rows), unit="row", desc=note, disable=hidden or None) as bar:
+        for start in range(0, len(rows), BATCH_ROWS):
+            part = rows[start : start + BATCH_ROWS]
+            nll = losses.forward(part).double().numpy()
+            means[start : start + BATCH_ROWS] = nll / losses.dataset.supervised[part]
+            bar.update(len(part))
+    losses.engine.train()
+    return means
+
+
+def mean_loss(losses: RowLosses, n_rows: int, per: str) -> float:
+    """Mean loss over the dataset's first `n_rows` rows.
+
+    Args:
         per: "token", the mean over all supervised tokens, or "row", the mean of row means.
 
     Returns:
         Nats a token.
     """
-    losses.engine.eval()
-    total = count = 0.0
-    for start in range(0, n_rows, BATCH_ROWS):
-        part = np.arange(start, min(start + BATCH_ROWS, n_rows))
-        nll = losses.forward(part).double().numpy()
-        tokens = losses.dataset.supervised[part]
-        total += float(nll.sum() if per == "token" else (nll / tokens).sum())
-        count += float(tokens.sum() if per == "token" else len(part))
-    losses.engine.train()
-    return total / count
+    means = row_means(losses, np.arange(n_rows))
+    weights = losses.dataset.supervised[:n_rows] if per == "token" else None
+    return float(np.average(means, weights=weights))

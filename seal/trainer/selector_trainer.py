@@ -54,11 +54,13 @@ class SelectorTrainer:
 
     - model: gradient of `(1 - gamma) * mean safe loss + gamma * mean weight_i * loss_i`, where a
       row's loss is its mean over tokens; a level of weight zero is not backpropagated.
-    - selector: gradient of `mean weight_i * loss_i` with respect to the logits (Algorithm 2).
+    - selector: gradient of `mean weight_i * loss_i` with respect to the logits (Algorithm 2), or
+      of `mean weight_i * (loss_i - tracked loss_i)` where a tracker is given (Algorithm 1).
+    - tracker: gradient of `mean weight_i * loss_i` alone, so that it follows the lower level.
 
     Every user row is visited once an epoch; the safe rows cycle.
 
-    Source: Shen et al. 2024 (arXiv 2410.07471), Algorithm 2 and equation of the penalty form.
+    Source: Shen et al. 2024 (arXiv 2410.07471), Algorithms 1 and 2.
 
     Args:
         losses: the engine over one dataset: the safe rows, then the user rows.
@@ -70,6 +72,8 @@ class SelectorTrainer:
         evaluations: name -> (losses, how many of its first rows); logged as "<name>/loss".
         save_epoch: called with the number of finished epochs.
         save_checkpoint: called with the optimizer step when one is due.
+        tracker: the same dataset under the lower level's own model: another engine, or another
+            adapter of the same one; None for Algorithm 2.
     """
 
     def __init__(
@@ -83,7 +87,9 @@ class SelectorTrainer:
         evaluations: dict[str, tuple[RowLosses, int]],
         save_epoch: Callable[[int], None],
         save_checkpoint: Callable[[int], None],
+        tracker: RowLosses | None = None,
     ):
+        self.tracker = tracker
         self.losses = losses
         self.n_safe = n_safe
         self.selector = selector
@@ -102,7 +108,8 @@ class SelectorTrainer:
             NonFiniteLoss: on every rank, before the bad step is taken.
         """
         plan = self.plan
-        self.losses.engine.train()
+        for engine in self._engines():
+            engine.train()
         for epoch in range(plan.max_epochs):
             if epoch * self.steps_per_epoch >= first_step:
                 self.selector.begin_epoch()
@@ -142,21 +149,33 @@ class SelectorTrainer:
         )
         nll = losses.backward(rows, (share / tokens).float())
         require_finite(nll, rows, losses.dataset, step)
-        model_rate = losses.engine.get_lr()[0]
-        norm = losses.strategy.step(losses.engine)
-        if not math.isfinite(norm):
-            raise NonFiniteLoss(f"step {step}: the gradient norm is {norm}; lower --learning_rate")
         row_losses = (nll / tokens).float()
+        baseline = None
+        if self.tracker:
+            share = weights / len(user_rows) / tokens[len(safe_rows) :]
+            tracked = self.tracker.backward(self.n_safe + user_rows, share.float())
+            require_finite(tracked, self.n_safe + user_rows, losses.dataset, step)
+            baseline = (tracked / tokens[len(safe_rows) :]).float()
+        model_rate = losses.engine.get_lr()[0]
+        norms = [losses.strategy.step(engine) for engine in self._engines()]
+        if not all(map(math.isfinite, norms)):
+            raise NonFiniteLoss(f"step {step}: the gradient norm is {norms}; lower --learning_rate")
         rate = self.selector_rate(step - 1)
-        self.selector.update(visited, row_losses[len(safe_rows) :], rate)
+        self.selector.update(visited, row_losses[len(safe_rows) :], rate, baseline)
         return {
             "train/safe_loss": float(row_losses[: len(safe_rows)].mean()),
             "train/row_loss": float(row_losses[len(safe_rows) :].mean()),
             "train/gamma": gamma,
-            "train/grad_norm": norm,
+            "train/grad_norm": norms[0],
             "train/lr": model_rate,
             "train/selector_lr": rate,
         }
+
+    def _engines(self) -> list:
+        """The model's engine, then the tracker's where it has one of its own."""
+        if self.tracker is None or self.tracker.engine is self.losses.engine:
+            return [self.losses.engine]
+        return [self.losses.engine, self.tracker.engine]
 
     def evaluate(self, step: int) -> None:
         """Logs the mean loss per row of every evaluation set."""

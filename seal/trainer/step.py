@@ -88,6 +88,7 @@ class RowLosses:
         dataset: the rows.
         capacity: tokens a micro-batch may hold (micro_train_batch_size * max_len).
         aux_loss_coef: weight of the mixture-of-experts balance loss, per global batch.
+        adapter: the LoRA adapter to run with, where the model holds several.
     """
 
     def __init__(
@@ -97,12 +98,14 @@ class RowLosses:
         dataset: SFTDataset,
         capacity: int,
         aux_loss_coef: float = 0.0,
+        adapter: str | None = None,
     ):
         self.engine = engine
         self.strategy = strategy
         self.dataset = dataset
         self.capacity = capacity
         self.aux_loss_coef = aux_loss_coef
+        self.adapter = adapter
 
     def forward(self, rows: np.ndarray) -> torch.Tensor:
         """Losses without gradients: int64 [R] rows to float32 [R] nats, summed over tokens."""
@@ -156,6 +159,8 @@ class RowLosses:
         self, rows: np.ndarray
     ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
         """This rank's micro-batches: (positions in `rows`, losses, auxiliary loss)."""
+        if self.adapter:
+            self.engine.module.use_adapter(self.adapter)
         for positions in self._plan(rows):
             # A rank without rows still takes the pass, on one row that counts for nothing.
             held = rows[positions] if positions else rows[:1]

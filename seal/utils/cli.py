@@ -117,6 +117,16 @@ def training_flags(parser: Parser) -> None:
     add("--local_rank", type=int, default=-1, help="set by the launcher")
 
 
+def selector_flags(parser: Parser) -> argparse._ArgumentGroup:
+    """What is scored and where the selector goes; returns the group for more."""
+    group = parser.add_argument_group("selector")
+    add = group.add_argument
+    add("--new_dataset", required=True, help="the rows to select among (--dataset is the safe set)")
+    add("--selector_name", default="sft_selection_logits", help="file name of the selector")
+    add("--selector_save_dir", default="./ckpt", help="directory of the selector (default ./ckpt)")
+    return group
+
+
 def output_flags(parser: Parser, save_path: str | None) -> None:
     """What is written, where and how often."""
     group = parser.add_argument_group("output")
@@ -158,17 +168,34 @@ def selector_parser() -> Parser:
     data_flags(parser)
     training_flags(parser)
     output_flags(parser, save_path=None)
-    group = parser.add_argument_group("selector")
-    add = group.add_argument
-    add("--new_dataset", required=True, help="the rows to select among (--dataset is the safe set)")
+    add = selector_flags(parser).add_argument
+    add(
+        "--selector_estimator",
+        default="penalty",
+        help="penalty, Algorithm 2, or penalty_gap, Algorithm 1 (default penalty)",
+    )
     add("--selector_activation", default="softmax", help="softmax or sigmoid (default softmax)")
     add("--selector_optim", default="mirror", help="mirror or adam, the published (default mirror)")
     add("--selector_learning_rate", type=float, default=1e-2, help="of the logits (default 1e-2)")
     add("--selector_lr_scheduler", default="constant", help="(default constant)")
-    add("--selector_name", default="sft_selection_logits", help="file name of the selector")
-    add("--selector_save_dir", default="./ckpt", help="directory of the selector (default ./ckpt)")
     add("--upperlevel_weight", type=float, default=0.9, help="safe loss weight, in (0, 1]")
     add("--upperlevel_weight_decay", type=float, default=0.1, help="its fall after each epoch")
+    return parser
+
+
+def score_parser() -> Parser:
+    """Flags of examples/score_dataset.py."""
+    parser = Parser(description="Score rows with one pass over them.")
+    model_flags(parser)
+    data_flags(parser)
+    training_flags(parser)
+    add = selector_flags(parser).add_argument
+    add("--method", required=True, help="how a row is scored; docs/method.md compares the methods")
+    add("--tune_epochs", type=int, default=1, help="passes of the models tuned here (default 1)")
+    add("--safe_model", help="a model or adapter already tuned on the safe rows")
+    add("--rows_model", help="a model or adapter already tuned on the user's rows")
+    add("--influence_step", type=float, default=1e-4, help="step of the difference (default 1e-4)")
+    add("--work_dir", help="finished parts (default <selector_save_dir>/<selector_name>_parts)")
     return parser
 
 
@@ -319,4 +346,14 @@ def text_flags(args: argparse.Namespace) -> dict:
         "input_template": args.input_template,
         "apply_chat_template": args.apply_chat_template,
         "pretrain_mode": args.pretrain_mode,
+    }
+
+
+def checkpoint_flags(args: argparse.Namespace) -> dict:
+    """Arguments of `Checkpoints`, beside the strategy and the engines."""
+    return {
+        "directory": args.ckpt_path,
+        "arguments": run_config(args)["arguments"],
+        "max_num": args.max_ckpt_num,
+        "max_gb": args.max_ckpt_mem,
     }

@@ -5,6 +5,7 @@ import logging
 import os
 import random
 import socket
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
+import datasets
 import numpy as np
 import torch
 import transformers
@@ -30,7 +32,6 @@ from deepspeed.runtime.zero.partition_parameters import is_zero_param
 
 T = TypeVar("T")
 GRAD_ACCUM_DTYPES = ("fp32", "bf16")
-ENGINE_TAG = "engine"
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class DeepspeedStrategy:
         """Joins the process group (alone: rank 0 of 1) and seeds every random generator."""
         if "RANK" not in os.environ:
             _become_rank_0_of_1()
-        _quieten()
+        _quieten(bars=self.is_rank_0() and sys.stderr.isatty())
         random.seed(self.seed)
         np.random.seed(self.seed)
         torch.manual_seed(self.seed)
@@ -141,6 +142,10 @@ class DeepspeedStrategy:
         result, failure = _attempt(work) if leader else (None, None)
         self.agree(failure)
         return result if leader else work()
+
+    def on_every_rank(self, fact: bool) -> bool:
+        """Whether it holds on all ranks; the same answer on each."""
+        return all(self.all_gather_object(fact))
 
     def agree(self, failure: BaseException | None) -> None:
         """Raises on every rank when any rank failed, so that none is left waiting."""
@@ -254,6 +259,10 @@ class DeepspeedStrategy:
             Global gradient norm before clipping.
         """
         engine.step()
+        if self.zero.stage == 3:
+            # Its buffers are overwritten in the first backward of a step and added to in the later
+            # ones, so a parameter that the first one does not reach would keep an old gradient.
+            engine.optimizer.grad_partitions_flat_buffer.zero_()
         norm = engine.get_global_grad_norm() if self._norm is None else self._norm
         return float(norm)
 
@@ -276,6 +285,11 @@ class DeepspeedStrategy:
         """Whole parameters inside the context, whatever the ZeRO stage (read only)."""
         return deepspeed.zero.GatheredParameters(parameters, enabled=self.zero.stage == 3)
 
+    def writable(self, parameters: list[torch.nn.Parameter]) -> contextlib.AbstractContextManager:
+        """As `gathered`, and what rank 0 writes is what every rank holds afterwards."""
+        partitioned = self.zero.stage == 3
+        return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0, enabled=partitioned)
+
     def save_model(self, engine: deepspeed.DeepSpeedEngine, tokenizer, directory: str) -> None:
         """Writes the model (or its LoRA adapter) and the tokenizer as Hugging Face expects them.
 
@@ -285,23 +299,23 @@ class DeepspeedStrategy:
         state = self.full_state(engine, trainable_only=_is_adapter(model))
         self.on_rank_0(lambda: _write_model(model, state, tokenizer, Path(directory)))
 
-    def save_engine(self, engine: deepspeed.DeepSpeedEngine, directory: Path) -> None:
+    def save_engine(self, engine: deepspeed.DeepSpeedEngine, directory: Path, tag: str) -> None:
         """Writes weights (what trains), optimizer and schedule; call on every rank."""
         engine.save_checkpoint(
             str(directory),
-            tag=ENGINE_TAG,
+            tag=tag,
             save_latest=False,
             exclude_frozen_parameters=_is_adapter(engine.module.model),
         )
 
-    def load_engine(self, engine: deepspeed.DeepSpeedEngine, directory: Path) -> None:
+    def load_engine(self, engine: deepspeed.DeepSpeedEngine, directory: Path, tag: str) -> None:
         """Restores what `save_engine` wrote.
 
         Raises:
             InputError: DeepSpeed finds nothing it can load there.
         """
         strict = not _is_adapter(engine.module.model)
-        path, _ = engine.load_checkpoint(str(directory), tag=ENGINE_TAG, load_module_strict=strict)
+        path, _ = engine.load_checkpoint(str(directory), tag=tag, load_module_strict=strict)
         if path is None:
             raise InputError(f"{directory}: DeepSpeed cannot load this checkpoint")
 
@@ -332,8 +346,10 @@ def _attempt(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
         return None, error
 
 
-def _quieten() -> None:
-    """Leaves DeepSpeed's warnings, and none of the libraries' progress bars or future plans."""
+def _quieten(bars: bool) -> None:
+    """Leaves DeepSpeed's warnings, and the progress bars of datasets where someone looks."""
+    if not bars:
+        datasets.disable_progress_bars()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")

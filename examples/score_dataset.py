@@ -1,0 +1,210 @@
+"""Score rows with one pass over them: contrasts, baselines, influence. The artefact is the same.
+
+    deepspeed score_dataset.py --method excess_loss --pretrain MODEL --dataset safe.jsonl \
+        --new_dataset user.jsonl --selector_name excess
+
+Writes `<selector_save_dir>/<selector_name>.parquet`. Started again after an interruption, it takes
+up the finished parts of `--work_dir`.
+"""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from seal.datasets import load_rows, tokenize_rows
+from seal.errors import InputError
+from seal.models.actor import ModelSettings, load_actor
+from seal.models.attention import attention_note
+from seal.selection.artefact import selection_meta, write_selection
+from seal.selection.scorers import MODEL_FREE, ONE_PASS, dsir_scores, random_scores
+from seal.trainer.scoring import Parts, tune
+from seal.trainer.sft_trainer import SFTPlan
+from seal.trainer.step import RowLosses
+from seal.utils import cli
+from seal.utils.logger import NoLogger
+from seal.utils.schedule import schedule_factor
+from seal.utils.tokenizer import get_tokenizer
+
+
+def score(args) -> None:
+    """Runs the chosen method."""
+    if args.method not in ONE_PASS:
+        raise InputError(f"--method {args.method}: known are {list(ONE_PASS)}")
+    strategy = cli.get_strategy(args)
+    tokenizer = get_tokenizer(args.pretrain, **cli.tokenizer_flags(args))
+
+    def read(names, probs="1.0"):
+        rows = load_rows(names, probs=probs, **cli.source_flags(args))
+        return tokenize_rows(rows, tokenizer, **cli.text_flags(args))
+
+    safe = strategy.main_first(lambda: read(args.dataset, args.dataset_probs))
+    user = strategy.main_first(lambda: read(args.new_dataset))
+    strategy.print(f"safe rows: {safe}\nuser rows: {user}")
+    started = time.perf_counter()
+    if args.method in MODEL_FREE:
+        columns = {"score": strategy.main_first(lambda: without_model(args, user))}
+    else:
+        strategy.print(attention_note(args.flash_attn, args.attn_implementation, args.bf16))
+        columns = Passes(args, strategy, tokenizer, safe, user).run(args.method)
+    seconds = time.perf_counter() - started
+    cost = forward_equivalents(args, len(safe), len(user))
+    path = Path(args.selector_save_dir) / f"{args.selector_name}.parquet"
+    identity = {"id": user.ids, "occurrence": user.occurrences, "row": user.row_numbers}
+    meta = describe(args, user, seconds, cost)
+    strategy.on_rank_0(lambda: write_selection(path, identity | columns, meta))
+    strategy.print(
+        f"selector: {path}, {len(user)} rows scored in {seconds:.1f} s, "
+        f"{cost:.1f} forward passes a row"
+    )
+
+
+class Passes:
+    """The passes over the user's rows that the model-based methods are made of.
+
+    Args:
+        args: the script's flags.
+        safe, user: tokenised rows.
+    """
+
+    def __init__(self, args, strategy, tokenizer, safe, user):
+        self.args, self.strategy, self.tokenizer = args, strategy, tokenizer
+        self.safe, self.user = safe, user
+        self.work = Path(args.work_dir or f"{args.selector_save_dir}/{args.selector_name}_parts")
+        key = cli.run_config(args)["arguments"] | {"rows": user.fingerprint}
+        self.parts = Parts(self.work, key)
+        strategy.on_rank_0(self.parts.claim)
+
+    def run(self, method: str) -> dict:
+        """Columns of the artefact for one method."""
+        if method == "perplexity":
+            loss = self.losses("start", self.args.pretrain)
+            return {"score": -loss, "loss": loss}
+        if method == "ifd":
+            loss = self.losses("start", self.args.pretrain)
+            alone = self.losses("alone", self.args.pretrain, rows=self.user.responses_only())
+            return {"score": -loss / alone, "loss": loss}
+        if method == "influence":
+            return self.influence()
+        safe_loss = self.losses("safe", self.args.safe_model, self.safe)
+        if method == "safe_loss":
+            return {"score": -safe_loss, "loss": safe_loss}
+        rows_loss = self.losses("rows", self.args.rows_model, self.user)
+        return {"score": rows_loss - safe_loss, "loss": rows_loss}
+
+    def influence(self) -> dict:
+        """Change of a row's loss along one step down the safe loss, by central difference.
+
+        The step is Adam's first, the sign of the mean safe gradient, at a model tuned on the rows:
+        at the aligned model itself the safe gradient is nearly zero. Equals the inner product of
+        TracIn (Pruthi et al. 2020) and LESS (Xia et al. 2024) without a gradient per row.
+        """
+        drifted = self.args.rows_model
+        if drifted is None:
+            drifted = str(self.work / "drifted")
+            engine = self.engine(self.args.pretrain, self.user)
+            self.strategy.save_model(engine, self.tokenizer, drifted)
+            engine.destroy()
+        down = self.losses("down", drifted, direction=1.0)
+        up = self.losses("up", drifted, direction=-1.0)
+        return {"score": (up - down) / (2 * self.args.influence_step), "loss": (up + down) / 2}
+
+    def losses(self, name, ready, tune_on=None, rows=None, direction=None) -> np.ndarray:
+        """Each row's loss under one model, float64 [N], nats a token.
+
+        Args:
+            name: of the pass; finished parts are read from the work directory.
+            ready: model or adapter directory to use as it is; None to tune the start on `tune_on`.
+            rows: other rows than the user's.
+            direction: 1 or -1: take one step down or up the mean safe loss first.
+        """
+        rows = self.user if rows is None else rows
+        found = self.parts.complete(name, len(rows))
+        if all(self.strategy.all_gather_object(found is not None)):
+            return found
+        engine = self.engine(ready or self.args.pretrain, None if ready else tune_on, direction)
+        if direction is not None:
+            self.step_along_safe_gradient(engine, direction)
+        means = self.parts.losses(name, self.over(engine, rows))
+        engine.destroy()
+        return means
+
+    def engine(self, pretrain, tune_on=None, direction=None):
+        """A fresh engine, tuned where `tune_on` is given."""
+        args = self.args
+        with self.strategy.loading():
+            actor = load_actor(cli.settings(ModelSettings, args, pretrain=pretrain))
+        rate = args.learning_rate if direction is None else args.influence_step
+        steps = args.tune_epochs * -(-len(tune_on) // args.train_batch_size) if tune_on else 1
+        factor = schedule_factor(args.lr_scheduler if tune_on else "constant", steps)
+        optimizer = self.strategy.create_optimizer(actor, rate, args.l2)
+        engine = self.strategy.prepare(actor, optimizer, factor)
+        if tune_on:
+            self.strategy.print(f"tuning on {len(tune_on)} rows, {steps} steps")
+            plan = SFTPlan(args.tune_epochs, args.train_batch_size, args.seed)
+            tune(self.over(engine, tune_on), plan, NoLogger())
+        return engine
+
+    def step_along_safe_gradient(self, engine, direction: float) -> None:
+        """One optimizer step of size `--influence_step` on the mean safe loss."""
+        losses = self.over(engine, self.safe)
+        share = direction / len(self.safe) / self.safe.supervised
+        for start in range(0, len(self.safe), self.args.train_batch_size):
+            rows = np.arange(start, min(start + self.args.train_batch_size, len(self.safe)))
+            losses.backward(rows, torch.from_numpy(share[rows]).float())
+        self.strategy.step(engine)
+
+    def over(self, engine, rows) -> RowLosses:
+        """The engine over some rows."""
+        capacity = self.args.micro_train_batch_size * self.args.max_len
+        return RowLosses(engine, self.strategy, rows, capacity, self.args.aux_loss_coef)
+
+
+def without_model(args, user) -> np.ndarray:
+    """Scores of the methods that look at text, or at nothing."""
+    if args.method == "random":
+        return random_scores(len(user), args.seed)
+
+    def texts(names):
+        rows = load_rows(names, **cli.source_flags(args))
+        return [" ".join(turn["content"] for turn in row) for row in rows["messages"]]
+
+    return dsir_scores(texts(args.new_dataset), texts(args.dataset))[user.row_numbers]
+
+
+def forward_equivalents(args, n_safe: int, n_user: int) -> float:
+    """What the method cost, in forward passes a user row; a training step counts three."""
+    tuned = 0
+    if args.method in ("safe_loss", "excess_loss") and not args.safe_model:
+        tuned += n_safe
+    if args.method in ("excess_loss", "influence") and not args.rows_model:
+        tuned += n_user
+    steps = 2 * 3 * n_safe if args.method == "influence" else 0
+    return ONE_PASS[args.method] + (3 * args.tune_epochs * tuned + steps) / n_user
+
+
+def describe(args, user, seconds: float, cost: float) -> dict:
+    """The artefact's metadata."""
+    run = cli.run_config(args)
+    model = None if args.method in MODEL_FREE else args.pretrain
+    extra = {
+        "command": run["command"],
+        "seconds": {"score": round(seconds, 1)},
+        "forward_equivalents": round(cost, 2),
+    }
+    return extra | selection_meta(
+        method=args.method,
+        arguments=run["arguments"],
+        fingerprint=user.fingerprint,
+        raw=user.raw,
+        skipped=user.skipped,
+        model=model,
+        tokenizer=args.pretrain,
+        max_len=args.max_len,
+        seed=args.seed,
+    )
+
+
+if __name__ == "__main__":
+    cli.run(lambda: score(cli.score_parser().parse_args()))

@@ -1,0 +1,93 @@
+"""Loss of every row under one model, in parts that survive an interruption."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from seal.errors import InputError
+from seal.files import atomic_path
+from seal.trainer.evaluation import row_means
+from seal.trainer.sft_trainer import SFTPlan, SFTTrainer
+from seal.trainer.step import RowLosses
+
+if TYPE_CHECKING:
+    from seal.utils.logger import Logger, NoLogger
+
+PART_ROWS = 8192
+
+
+class Parts:
+    """Finished parts of a scoring run: one .npy for each `PART_ROWS` rows of each pass.
+
+    Args:
+        directory: where they lie; made on rank 0.
+        key: what the run was started with; parts of another run are refused.
+
+    Raises:
+        InputError: the directory holds parts of a run with another key.
+    """
+
+    def __init__(self, directory: str | Path, key: dict):
+        self.directory = Path(directory)
+        self.key = json.loads(json.dumps(key, sort_keys=True, default=str))
+
+    def claim(self) -> None:
+        """Makes the directory this run's own."""
+        stamp = self.directory / "run.json"
+        if not stamp.exists():
+            with atomic_path(stamp) as tmp:
+                tmp.write_text(json.dumps(self.key, indent=2))
+            return
+        then = json.loads(stamp.read_text())
+        changed = [name for name in self.key if self.key[name] != then.get(name)]
+        if changed:
+            raise InputError(
+                f"{self.directory} holds the parts of a run with other {', '.join(changed)}; "
+                "remove it, or give another --work_dir"
+            )
+
+    def losses(self, name: str, losses: RowLosses) -> np.ndarray:
+        """`row_means` of all rows, reading what an earlier run finished.
+
+        Args:
+            name: of the pass.
+
+        Returns:
+            float64 [N], nats a token.
+        """
+        total, strategy = len(losses.dataset), losses.strategy
+        means = np.empty(total)
+        for start in range(0, total, PART_ROWS):
+            rows = np.arange(start, min(start + PART_ROWS, total))
+            path = self.directory / f"{name}_{start}.npy"
+            done = strategy.on_every_rank(path.exists())
+            part = np.load(path) if done else row_means(losses, rows, f"{name} {start}/{total}")
+            means[rows] = part
+            if not done:
+                strategy.on_rank_0(lambda path=path, part=part: _save(path, part))
+        return means
+
+    def complete(self, name: str, n_rows: int) -> np.ndarray | None:
+        """The losses of a pass that is wholly on disk, else None."""
+        paths = [self.directory / f"{name}_{start}.npy" for start in range(0, n_rows, PART_ROWS)]
+        if not all(path.exists() for path in paths):
+            return None
+        return np.concatenate([np.load(path) for path in paths])
+
+
+def tune(losses: RowLosses, plan: SFTPlan, logger: Logger | NoLogger) -> None:
+    """Plain SFT of the engine on its dataset."""
+    SFTTrainer(losses, plan, logger, evaluations={}, save_checkpoint=_nothing).fit()
+
+
+def _nothing(step: int) -> None:
+    """Tuning for a score keeps no checkpoints: it is repeated when interrupted."""
+
+
+def _save(path: Path, part: np.ndarray) -> None:
+    with atomic_path(path) as tmp, open(tmp, "wb") as file:
+        np.save(file, part)
