@@ -12,7 +12,7 @@ from seal.datasets import SFTDataset, concatenate, load_rows, tokenize_rows
 from seal.demo.evaluation import read_lines
 from seal.models.actor import ModelSettings, load_actor
 from seal.models.selector import Selector
-from seal.selection.scorers import dsir_scores, random_scores
+from seal.selection.scorers import dsir_scores, folds_of, random_scores, relative_contrast
 from seal.trainer.evaluation import row_means
 from seal.trainer.scoring import tune
 from seal.trainer.selector_trainer import SelectorPlan, SelectorTrainer
@@ -38,13 +38,15 @@ ARMS = (
     "influence",
     "safe_loss",
     "excess_loss",
+    "relative_excess",
+    "relative_excess_in_sample",
     "published",
     "penalty",
     "penalty_gap",
     "penalty_gap_1_epoch",
     "safeinstr_100",
     "safeinstr_500",
-    "excess_loss_safeinstr_100",
+    "relative_excess_safeinstr_100",
 )
 
 
@@ -162,6 +164,23 @@ def excess_loss(world: World) -> np.ndarray:
     return tuned_loss(world, "rows", world.user) - tuned_loss(world, "safe", world.safe)
 
 
+def out_of_fold_loss(world: World) -> np.ndarray:
+    """Loss of the user's rows under a model tuned for one epoch on the other half of them."""
+
+    def work():
+        fold, means = folds_of(world.user.ids, 2), np.empty(len(world.user))
+        for number in range(2):
+            rest = world.user.select(np.flatnonzero(fold != number))
+            held = np.flatnonzero(fold == number)
+            engine = world.engine(-(-len(rest) // world.batch))
+            tune(world.over(engine, rest), SFTPlan(1, world.batch, world.seed), NoLogger())
+            means[held] = row_means(world.over(engine, world.user), held)
+            engine.destroy()
+        return means
+
+    return world.once("folds", work, 1 + 3)
+
+
 def influence(world: World) -> np.ndarray:
     """Central difference of a row's loss along Adam's first step on the safe loss, when drifted."""
 
@@ -219,7 +238,7 @@ def loop(world: World, estimator: str, optim: str = "mirror", epochs: int = LOOP
         score = selector.logits.double().numpy()
         if gap:
             rows = n_safe + np.arange(n_user)
-            score = row_means(tracker, rows) - row_means(losses, rows)
+            score = relative_contrast(row_means(tracker, rows), row_means(losses, rows))
             tracker.engine.destroy()
         losses.engine.destroy()
         return score
@@ -257,6 +276,8 @@ PASSES = {
     "safe_loss": ("safe",),
     "bottom_k": ("safe", "rows"),
     "excess_loss": ("safe", "rows"),
+    "relative_excess": ("safe", "folds"),
+    "relative_excess_in_sample": ("safe", "rows"),
     "perplexity": ("start",),
     "ifd": ("start", "alone"),
     "influence": ("influence",),
@@ -278,6 +299,12 @@ SCORES = {
     "influence": influence,
     "safe_loss": lambda world: -tuned_loss(world, "safe", world.safe),
     "excess_loss": excess_loss,
+    "relative_excess": lambda world: relative_contrast(
+        out_of_fold_loss(world), tuned_loss(world, "safe", world.safe)
+    ),
+    "relative_excess_in_sample": lambda world: relative_contrast(
+        tuned_loss(world, "rows", world.user), tuned_loss(world, "safe", world.safe)
+    ),
     "published": lambda world: loop(world, "penalty", "adam"),
     "penalty": lambda world: loop(world, "penalty"),
     "penalty_gap": lambda world: loop(world, "penalty_gap"),

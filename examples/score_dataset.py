@@ -18,7 +18,14 @@ from seal.errors import InputError
 from seal.models.actor import ModelSettings, load_actor
 from seal.models.attention import attention_note
 from seal.selection.artefact import selection_meta, write_selection
-from seal.selection.scorers import MODEL_FREE, ONE_PASS, dsir_scores, random_scores
+from seal.selection.scorers import (
+    MODEL_FREE,
+    ONE_PASS,
+    dsir_scores,
+    folds_of,
+    random_scores,
+    relative_contrast,
+)
 from seal.trainer.scoring import Parts, tune
 from seal.trainer.sft_trainer import SFTPlan
 from seal.trainer.step import RowLosses
@@ -32,6 +39,8 @@ def score(args) -> None:
     """Runs the chosen method."""
     if args.method not in ONE_PASS:
         raise InputError(f"--method {args.method}: known are {list(ONE_PASS)}")
+    if args.folds < 2:
+        raise InputError(f"--folds must be at least 2, got {args.folds}")
     strategy = cli.get_strategy(args)
     tokenizer = get_tokenizer(args.pretrain, **cli.tokenizer_flags(args))
 
@@ -90,8 +99,30 @@ class Passes:
         safe_loss = self.losses("safe", self.args.safe_model, self.safe)
         if method == "safe_loss":
             return {"score": -safe_loss, "loss": safe_loss}
+        if method == "relative_excess":
+            rows_loss = self.out_of_fold()
+            return {"score": relative_contrast(rows_loss, safe_loss), "loss": rows_loss}
         rows_loss = self.losses("rows", self.args.rows_model, self.user)
         return {"score": rows_loss - safe_loss, "loss": rows_loss}
+
+    def out_of_fold(self) -> np.ndarray:
+        """Loss of each row under a model tuned on the other folds, float64 [N], nats a token.
+
+        A model that has trained on a row knows it by heart, and a memorised hard row looks like an
+        unsafe one.
+        """
+        if self.args.rows_model:
+            return self.losses("rows", self.args.rows_model)
+        fold, means = folds_of(self.user.ids, self.args.folds), np.empty(len(self.user))
+        for number in range(self.args.folds):
+            held, rest = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
+            if len(held) == 0 or len(rest) == 0:
+                raise InputError(
+                    f"--folds {self.args.folds} leaves a fold empty over {len(fold)} rows; lower it"
+                )
+            held_rows, rest_rows = self.user.select(held), self.user.select(rest)
+            means[held] = self.losses(f"fold{number}", None, rest_rows, rows=held_rows)
+        return means
 
     def influence(self) -> dict:
         """Change of a row's loss along one step down the safe loss, by central difference.
@@ -176,10 +207,12 @@ def without_model(args, user) -> np.ndarray:
 def forward_equivalents(args, n_safe: int, n_user: int) -> float:
     """What the method cost, in forward passes a user row; a training step counts three."""
     tuned = 0
-    if args.method in ("safe_loss", "excess_loss") and not args.safe_model:
+    if args.method in ("safe_loss", "excess_loss", "relative_excess") and not args.safe_model:
         tuned += n_safe
     if args.method in ("excess_loss", "influence") and not args.rows_model:
         tuned += n_user
+    if args.method == "relative_excess" and not args.rows_model:
+        tuned += (args.folds - 1) * n_user
     steps = 2 * 3 * n_safe if args.method == "influence" else 0
     return ONE_PASS[args.method] + (3 * args.tune_epochs * tuned + steps) / n_user
 

@@ -15,6 +15,7 @@ from seal.models.actor import MAIN, TRACKER, ModelSettings, load_actor
 from seal.models.attention import attention_note
 from seal.models.selector import Selector
 from seal.selection.artefact import selection_meta, write_selection
+from seal.selection.scorers import relative_contrast
 from seal.trainer.checkpoint import Checkpoints
 from seal.trainer.evaluation import row_means
 from seal.trainer.selector_trainer import SelectorPlan, SelectorTrainer
@@ -135,12 +136,13 @@ def prepare_models(args, strategy, rows, steps):
 
 
 def final_score(losses, tracker, n_safe):
-    """One contrast pass with the final models, float64 [user rows], nats a token.
+    """One contrast pass with the final models, float64 [user rows].
 
     The trained logit carries the noise of early visits, when both models were still alike.
     """
     rows = np.arange(n_safe, len(losses.dataset))
-    return row_means(tracker, rows, "tracker") - row_means(losses, rows, "model")
+    tracked, loss = row_means(tracker, rows, "tracker"), row_means(losses, rows, "model")
+    return relative_contrast(tracked, loss)
 
 
 def describe(args, user) -> dict:

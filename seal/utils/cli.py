@@ -204,6 +204,7 @@ def score_parser() -> Parser:
     add("--tune_epochs", type=int, default=1, help="passes of the models tuned here (default 1)")
     add("--safe_model", help="a model or adapter already tuned on the safe rows")
     add("--rows_model", help="a model or adapter already tuned on the user's rows")
+    add("--folds", type=int, default=2, help="folds of relative_excess, at least 2 (default 2)")
     add("--influence_step", type=float, default=1e-4, help="step of the difference (default 1e-4)")
     add("--work_dir", help="finished parts (default <selector_save_dir>/<selector_name>_parts)")
     return parser
