@@ -294,6 +294,7 @@ def get_logger(
         return NoLogger()
     if isinstance(args.use_wandb, str):
         os.environ["WANDB_API_KEY"] = args.use_wandb
+        sys.argv[:] = _without_key(sys.argv, args.use_wandb)  # wandb stores the command line
     wandb = None
     if args.use_wandb:
         wandb = WandbSettings(
@@ -312,9 +313,8 @@ def get_logger(
 def run_config(args: argparse.Namespace) -> dict:
     """What this run was started with: flags without secrets, command, versions, commit."""
     flags = {name: value for name, value in vars(args).items() if name != SECRET}
-    command = sys.argv
-    if isinstance(args.use_wandb, str):
-        command = [word for word in sys.argv if word != args.use_wandb]
+    key = args.use_wandb
+    command = _without_key(sys.argv, key) if isinstance(key, str) else sys.argv
     return {
         "arguments": flags,
         "command": shlex.join(command),
@@ -322,6 +322,11 @@ def run_config(args: argparse.Namespace) -> dict:
         "versions": versions(),
         "commit": commit(),
     }
+
+
+def _without_key(words: list[str], key: str) -> list[str]:
+    """A command line without its wandb key: `--use_wandb KEY` and `--use_wandb=KEY`."""
+    return ["***" if word == key else word.replace(f"={key}", "=***") for word in words]
 
 
 def write_config(args: argparse.Namespace, run_dir: str | Path) -> None:
