@@ -300,6 +300,7 @@ def get_logger(
         return NoLogger()
     if isinstance(args.use_wandb, str):
         os.environ["WANDB_API_KEY"] = args.use_wandb
+        sys.argv[:] = _without_key(sys.argv, args.use_wandb)  # wandb stores the command line
     wandb = None
     if args.use_wandb:
         wandb = WandbSettings(
@@ -318,8 +319,8 @@ def get_logger(
 def run_config(args: argparse.Namespace) -> dict:
     """What this run was started with: flags without secrets, command, versions, commit."""
     flags = dict(vars(args))
-    secret = flags.pop(SECRET, None)
-    command = [word for word in sys.argv if word != secret]
+    key = flags.pop(SECRET, None)
+    command = _without_key(sys.argv, key) if isinstance(key, str) else sys.argv
     return {
         "arguments": flags,
         "command": shlex.join(command),
@@ -327,6 +328,11 @@ def run_config(args: argparse.Namespace) -> dict:
         "versions": versions(),
         "commit": commit(),
     }
+
+
+def _without_key(words: list[str], key: str) -> list[str]:
+    """A command line without its wandb key: `--use_wandb KEY` and `--use_wandb=KEY`."""
+    return ["***" if word == key else word.replace(f"={key}", "=***") for word in words]
 
 
 def write_config(args: argparse.Namespace, run_dir: str | Path) -> None:
