@@ -30,6 +30,8 @@ setup(
         "pyarrow>=21",
         "safetensors>=0.5",
         "jinja2>=3.1",
+        "markupsafe>=3.0",
+        "packaging>=24",
         "pyyaml>=6.0",
         "rich>=13.0",
         "tqdm>=4.66",

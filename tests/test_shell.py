@@ -16,7 +16,11 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "examples/scripts"
 RUNS = sorted(SCRIPTS.glob("train_*.sh"))
 SHELL_FILES = [*sorted(SCRIPTS.glob("*.sh")), ROOT / "tests/run.sh", ROOT / ".ci/run"]
-PARSERS = {"train_sft_selector.py": cli.selector_parser, "train_sft.py": cli.sft_parser}
+PARSERS = {
+    "train_sft_selector.py": cli.selector_parser,
+    "train_sft.py": cli.sft_parser,
+    "score_dataset.py": cli.score_parser,
+}
 IMPORT_OF = {
     "scikit-learn": "sklearn",
     "pyyaml": "yaml",
@@ -179,7 +183,7 @@ def test_readme_names_what_exists():
 
 def test_readme_commands_parse():
     text = (ROOT / "README.md").read_text().replace("\\\n", " ")
-    lines = re.findall(r"^deepspeed \.\./(train_\w+\.py) (.*)$", text, flags=re.M)
+    lines = re.findall(r"^deepspeed \.\./(\w+\.py) (.*)$", text, flags=re.M)
     assert {script for script, _ in lines} == set(PARSERS)
     for script, flags in lines:
         words = shlex.split(re.sub(r"<[^>]*>", "VALUE", flags))
