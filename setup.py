@@ -17,6 +17,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["seal", "seal.*"]),
+    package_data={"": ["*.jinja"]},
     package_data={"seal.assess.report": ["*.jinja"]},
     install_requires=[
         "torch>=2.13",
@@ -32,12 +33,8 @@ setup(
         "jinja2>=3.1",
         "markupsafe>=3.0",
         "packaging>=24",
-        "pyyaml>=6.0",
-        "rich>=13.0",
         "tqdm>=4.66",
         "scipy>=1.13",
-        "scikit-learn>=1.5",
-        "matplotlib>=3.9",
     ],
     extras_require={
         "gpu": ["flash-attn>=2.8", "liger-kernel>=0.8.2", "bitsandbytes>=0.48"],
@@ -45,6 +42,7 @@ setup(
         "track": ["wandb>=0.20", "tensorboard>=2.18"],
         "judge": ["openai>=2.0"],
         "dsir": ["data-selection>=1.0.3"],
+        "study": ["matplotlib>=3.9", "scikit-learn>=1.5"],
         "test": ["pytest>=8.3", "hypothesis>=6.100", "ruff>=0.14"],
     },
     entry_points={"console_scripts": ["seal = seal.command:main"]},
