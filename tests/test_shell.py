@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import seal
 from seal.utils import cli
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -143,6 +144,12 @@ def test_requirements_pin_what_setup_allows():
     unpinned = set(ranges) - set(pinned)
     assert unpinned == {"flash-attn", "liger-kernel", "bitsandbytes", "vllm"}  # need CUDA
     assert next(iter(pinned)) == "torch"
+
+
+def test_setup_runs():
+    command = [sys.executable, "setup.py", "--name", "--version"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-2:] == ["seal", seal.__version__]
 
 
 def test_metadata_stands_in_setup_alone():
