@@ -31,6 +31,7 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero.partition_parameters import is_zero_param
 
 T = TypeVar("T")
+SHARED_MEMORY_OP = "deepspeed_shm_comm"
 GRAD_ACCUM_DTYPES = ("fp32", "bf16")
 
 
@@ -104,7 +105,12 @@ class DeepspeedStrategy:
         if accelerator.device_name() != "cpu":
             accelerator.set_device(self.local_rank)
             self.device = torch.device(accelerator.device_name(self.local_rank))
-        backend = "gloo" if self.device.type == "cpu" else None
+        backend = None
+        if self.device.type == "cpu":
+            backend = "gloo"
+            # DeepSpeed would compile its shared-memory operator at the first start, and every later
+            # start waits for the lock file of a compilation that was killed; gloo does as well.
+            deepspeed.ops.__compatible_ops__[SHARED_MEMORY_OP] = False
         deepspeed.init_distributed(dist_backend=backend, timeout=self.timeout, verbose=False)
 
     def is_rank_0(self) -> bool:
