@@ -356,7 +356,8 @@ def _quieten(bars: bool) -> None:
         datasets.disable_progress_bars()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    for library in ("torch.distributed", "transformers"):
+        warnings.filterwarnings("ignore", category=FutureWarning, module=library)
 
 
 def _become_rank_0_of_1() -> None:
