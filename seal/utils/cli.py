@@ -21,6 +21,13 @@ from seal.utils.logger import Logger, NoLogger, WandbSettings
 SECRET = "use_wandb"
 RANK_0_SECONDS = 30  # ranks may start that far apart on a busy machine
 T = TypeVar("T")
+AT_LEAST_ONE = (
+    "logging_steps",
+    "max_epochs",
+    "micro_train_batch_size",
+    "train_batch_size",
+    "tune_epochs",
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -88,7 +95,6 @@ def data_flags(parser: Parser) -> None:
     add = group.add_argument
     add("--dataset", required=True, help="files, directories or hub names, comma-separated")
     add("--dataset_probs", default="1.0", help="sampling share of each dataset (default 1.0)")
-    add("--eval_dataset", help="rows to evaluate on; any that are also trained on are left out")
     add("--max_samples", type=int, help="rows to read of each dataset (default all)")
     add("--max_len", type=int, default=512, help="tokens a row (default 512)")
     add("--input_key", help="column of the prompt, for a schema of your own")
@@ -106,7 +112,6 @@ def training_flags(parser: Parser) -> None:
     """Optimisation, parallelism and randomness."""
     group = parser.add_argument_group("training")
     add = group.add_argument
-    add("--max_epochs", type=int, default=2, help="passes over the rows (default 2)")
     add(
         "--micro_train_batch_size",
         type=int,
@@ -138,9 +143,11 @@ def selector_flags(parser: Parser) -> argparse._ArgumentGroup:
 
 
 def output_flags(parser: Parser, save_path: str | None) -> None:
-    """What is written, where and how often."""
+    """How long to train; what is written, where and how often."""
     group = parser.add_argument_group("output")
     add = group.add_argument
+    add("--max_epochs", type=int, default=2, help="passes over the rows (default 2)")
+    add("--eval_dataset", help="rows to evaluate on; any that are also trained on are left out")
     add("--save_path", default=save_path, help=f"directory of the model (default {save_path})")
     add("--save_steps", type=int, default=-1, help="steps between checkpoints, -1 for none")
     add("--eval_steps", type=int, default=-1, help="steps between evaluations, -1: each epoch")
@@ -235,12 +242,11 @@ def check_batch(args: argparse.Namespace, world_size: int) -> None:
     Raises:
         InputError: naming the value, the limit and the remedy.
     """
-    for name in ("max_epochs", "micro_train_batch_size", "train_batch_size", "logging_steps"):
-        if vars(args)[name] < 1:
-            raise InputError(f"--{name} must be at least 1, got {vars(args)[name]}")
-    for name in ("save_steps", "eval_steps"):
-        if vars(args)[name] < 1 and vars(args)[name] != -1:
-            raise InputError(f"--{name} must be at least 1, or -1, got {vars(args)[name]}")
+    for name, value in vars(args).items():
+        if name in AT_LEAST_ONE and value < 1:
+            raise InputError(f"--{name} must be at least 1, got {value}")
+        if name in ("save_steps", "eval_steps") and value < 1 and value != -1:
+            raise InputError(f"--{name} must be at least 1, or -1, got {value}")
     if args.max_len < 4:
         raise InputError(f"--max_len must be at least 4 tokens, got {args.max_len}")
     for name in ("learning_rate", "max_norm", "l2"):
@@ -312,8 +318,8 @@ def get_logger(
 
 def run_config(args: argparse.Namespace) -> dict:
     """What this run was started with: flags without secrets, command, versions, commit."""
-    flags = {name: value for name, value in vars(args).items() if name != SECRET}
-    key = args.use_wandb
+    flags = dict(vars(args))
+    key = flags.pop(SECRET, None)
     command = _without_key(sys.argv, key) if isinstance(key, str) else sys.argv
     return {
         "arguments": flags,
