@@ -31,7 +31,6 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero.partition_parameters import is_zero_param
 
 T = TypeVar("T")
-SHARED_MEMORY_OP = "deepspeed_shm_comm"
 GRAD_ACCUM_DTYPES = ("fp32", "bf16")
 
 
@@ -105,12 +104,11 @@ class DeepspeedStrategy:
         if accelerator.device_name() != "cpu":
             accelerator.set_device(self.local_rank)
             self.device = torch.device(accelerator.device_name(self.local_rank))
-        backend = None
-        if self.device.type == "cpu":
-            backend = "gloo"
-            # DeepSpeed would compile its shared-memory operator at the first start, and every later
-            # start waits for the lock file of a compilation that was killed; gloo does as well.
-            deepspeed.ops.__compatible_ops__[SHARED_MEMORY_OP] = False
+        # DeepSpeed would compile its shared-memory operator, which serves inference only: half a
+        # minute at the first start, and a process killed meanwhile leaves a lock file behind that
+        # every later run waits for without end (torch.utils.file_baton; deepspeed 0.19.8).
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        backend = "gloo" if self.device.type == "cpu" else None
         deepspeed.init_distributed(dist_backend=backend, timeout=self.timeout, verbose=False)
 
     def is_rank_0(self) -> bool:
@@ -358,7 +356,8 @@ def _quieten(bars: bool) -> None:
         datasets.disable_progress_bars()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    for library in ("torch.distributed", "transformers"):
+        warnings.filterwarnings("ignore", category=FutureWarning, module=library)
 
 
 def _become_rank_0_of_1() -> None:
