@@ -77,7 +77,7 @@ def recall_at(selection: Selection, topp: float) -> dict:
     Returns:
         threshold (score of the lowest row kept), recall, recall_interval; empty without canaries.
     """
-    from seal.assess.statistics import clopper_pearson
+    from scipy.stats import binomtest
 
     if "calibration" not in selection.meta:
         return {}
@@ -87,7 +87,7 @@ def recall_at(selection: Selection, topp: float) -> dict:
     return {
         "threshold": threshold,
         "recall": dropped / len(canaries),
-        "recall_interval": list(clopper_pearson(dropped, len(canaries))),
+        "recall_interval": list(binomtest(dropped, len(canaries)).proportion_ci(0.95, "exact")),
     }
 
 
