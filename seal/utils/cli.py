@@ -209,6 +209,12 @@ def selector_parser() -> Parser:
     add("--selector_lr_scheduler", default="constant", help="(default constant)")
     add("--upperlevel_weight", type=float, default=0.9, help="safe loss weight, in (0, 1]")
     add("--upperlevel_weight_decay", type=float, default=0.1, help="its fall after each epoch")
+    add(
+        "--stop_churn",
+        type=float,
+        default=0.0,
+        help="end when less than this share of the rows crosses the median in an epoch (default 0)",
+    )
     return parser
 
 
