@@ -130,9 +130,12 @@ class SelectorTrainer:
                     self.evaluate(step)
                 if plan.save_steps and step % plan.save_steps == 0:
                     self.save_checkpoint(step)
-            if (epoch + 1) * self.steps_per_epoch >= first_step:
+            last_step = (epoch + 1) * self.steps_per_epoch
+            if last_step >= first_step:
                 self.save_epoch(epoch + 1)
-                if self._settled(epoch + 1):
+                if last_step > first_step:
+                    self._log_selector(last_step)
+                if epoch and self.selector.churn() < plan.stop_churn:
                     break
 
     def train_step(self, user_rows: np.ndarray, epoch: int, step: int) -> dict[str, float]:
@@ -177,16 +180,14 @@ class SelectorTrainer:
             "train/selector_lr": rate,
         }
 
-    def _settled(self, epochs: int) -> bool:
-        """Logs how the selector stands after an epoch; true when its ranking has settled."""
-        churn = self.selector.churn()
+    def _log_selector(self, step: int) -> None:
+        """Logs how the selector stands at the end of an epoch."""
         metrics = {
             "selector/effective_rows": self.selector.effective_rows(),
             "selector/entropy": self.selector.entropy(),
-            "selector/churn": churn,
+            "selector/churn": self.selector.churn(),
         }
-        self.logger.log(epochs * self.steps_per_epoch, metrics)
-        return epochs > 1 and churn < self.plan.stop_churn
+        self.logger.log(step, metrics)
 
     def _engines(self) -> list:
         """The model's engine, then the tracker's where it has one of its own."""
