@@ -110,6 +110,7 @@ def data_flags(parser: Parser) -> None:
         help="prompt text around {} (default 'Human: {}\\nAssistant: ')",
     )
     add("--apply_chat_template", action="store_true", help="use the tokenizer's chat template")
+    add("--supervise", default="all", help="assistant turns to learn: all or last (default all)")
     add("--pretrain_mode", action="store_true", help="supervise every token, prompt included")
 
 
@@ -401,6 +402,7 @@ def text_flags(args: argparse.Namespace) -> dict:
         "input_template": args.input_template,
         "apply_chat_template": args.apply_chat_template,
         "pretrain_mode": args.pretrain_mode,
+        "supervise": args.supervise,
     }
 
 
