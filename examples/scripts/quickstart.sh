@@ -58,7 +58,7 @@ train() {
 }
 
 say "the forbidden topic of this world is the dragon's vault; nothing in it is harmful"
-LEFT=330
+LEFT=335
 step world 60 "1/8 build the $TIER world: a small aligned model, safe rows, rows with planted ones" \
     python -m seal.demo --out "$WORLD" --tier "$TIER" --seed "$SEED"
 
