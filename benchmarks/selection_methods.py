@@ -23,7 +23,7 @@ from seal.utils.schedule import schedule_factor
 from seal.utils.strategy import DeepspeedStrategy, Zero
 from seal.utils.tokenizer import get_tokenizer
 
-RATE = 1e-3
+RATE = 5e-4
 INFLUENCE_STEP = 1e-4
 LOOP_EPOCHS = 3
 ARMS = (

@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from seal.datasets import load_rows, tokenize_rows
+from seal.datasets import concatenate, load_rows, tokenize_rows
 from seal.errors import InputError
 from seal.models.actor import ModelSettings, load_actor
 from seal.models.attention import attention_note
 from seal.selection.artefact import selection_meta, write_selection
+from seal.selection.calibration import calibrate, draw_canaries
 from seal.selection.scorers import (
     MODEL_FREE,
     ONE_PASS,
@@ -51,17 +52,27 @@ def score(args) -> None:
     safe = strategy.main_first(lambda: read(args.dataset, args.dataset_probs))
     user = strategy.main_first(lambda: read(args.new_dataset))
     strategy.print(f"safe rows: {safe}\nuser rows: {user}")
+    pool = user
+    if args.canary_dataset:
+        known_bad = strategy.main_first(lambda: read(args.canary_dataset))
+        canaries = draw_canaries(known_bad, safe, user, args.canary_fraction, args.seed)
+        strategy.print(f"canaries: {canaries}")
+        pool = concatenate(user, canaries)
     started = time.perf_counter()
     if args.method in MODEL_FREE:
-        columns = {"score": strategy.main_first(lambda: without_model(args, user))}
+        columns = {"score": strategy.main_first(lambda: without_model(args, user, pool))}
     else:
         strategy.print(attention_note(args.flash_attn, args.attn_implementation, args.bf16))
-        columns = Passes(args, strategy, tokenizer, safe, user).run(args.method)
+        columns = Passes(args, strategy, tokenizer, safe, pool).run(args.method)
     seconds = time.perf_counter() - started
     cost = forward_equivalents(args, len(safe), len(user))
     path = Path(args.selector_save_dir) / f"{args.selector_name}.parquet"
     identity = {"id": user.ids, "occurrence": user.occurrences, "row": user.row_numbers}
     meta = describe(args, user, seconds, cost)
+    if args.canary_dataset:
+        score = columns["score"]
+        meta |= {"calibration": calibrate(score[: len(user)], score[len(user) :], args.seed)}
+    columns = {name: column[: len(user)] for name, column in columns.items()}
     strategy.on_rank_0(lambda: write_selection(path, identity | columns, meta))
     strategy.print(
         f"selector: {path}, {len(user)} rows scored in {seconds:.1f} s, "
@@ -192,16 +203,20 @@ class Passes:
         return RowLosses(engine, self.strategy, rows, capacity, self.args.aux_loss_coef)
 
 
-def without_model(args, user) -> np.ndarray:
-    """Scores of the methods that look at text, or at nothing."""
+def without_model(args, user, pool) -> np.ndarray:
+    """Scores of the methods that look at text, or at nothing, float64 [rows of the pool]."""
     if args.method == "random":
-        return random_scores(len(user), args.seed)
+        return random_scores(len(pool), args.seed)
 
-    def texts(names):
-        rows = load_rows(names, **cli.source_flags(args))
-        return [" ".join(turn["content"] for turn in row) for row in rows["messages"]]
+    def texts(names, rows=None):
+        messages = load_rows(names, **cli.source_flags(args))["messages"]
+        chosen = range(len(messages)) if rows is None else rows
+        return [" ".join(turn["content"] for turn in messages[int(at)]) for at in chosen]
 
-    return dsir_scores(texts(args.new_dataset), texts(args.dataset))[user.row_numbers]
+    scored = texts(args.new_dataset, user.row_numbers)
+    if args.canary_dataset:
+        scored += texts(args.canary_dataset, pool.row_numbers[len(user) :])
+    return dsir_scores(scored, texts(args.dataset))
 
 
 def forward_equivalents(args, n_safe: int, n_user: int) -> float:

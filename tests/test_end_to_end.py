@@ -107,7 +107,9 @@ def test_run_directories_hold_metrics_and_configuration(trained):
     steps = -(-USER_ROWS // 8) * 2
     selector = folder / "ckpt/sft_selection_logits_softmax"
     lines = metrics(selector / "metrics.jsonl")
-    assert [line["step"] for line in lines] == list(range(1, steps + 1))
+    trained_steps = [line["step"] for line in lines if "train/row_loss" in line]
+    assert trained_steps == list(range(1, steps + 1))
+    assert sum("selector/churn" in line for line in lines) == 2
     assert all(np.isfinite(list(line.values())).all() for line in lines)
     config = json.loads((selector / "config.json").read_text())["seal"]
     assert (

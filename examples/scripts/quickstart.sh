@@ -53,7 +53,7 @@ train() {
     shift
     DEEPSPEED_ARGS="--num_gpus $RANKS ${DEEPSPEED_ARGS:-}" launch "$script" \
         --pretrain "$WORLD/model" --apply_chat_template --max_len 128 --seed "$SEED" \
-        --train_batch_size 32 --micro_train_batch_size 8 --learning_rate 1e-3 \
+        --train_batch_size 32 --micro_train_batch_size 8 --learning_rate 5e-4 \
         --lr_scheduler constant --zero_stage 2 --logging_steps 10 "$@"
 }
 

@@ -60,6 +60,11 @@ def run(main: Callable[[], None]) -> None:
         fail(str(error))
 
 
+def share(word: str) -> float | str:
+    """A number, or the word auto."""
+    return word if word == "auto" else float(word)
+
+
 def model_flags(parser: Parser) -> None:
     """The model, its precision, attention and LoRA."""
     group = parser.add_argument_group("model")
@@ -139,6 +144,13 @@ def selector_flags(parser: Parser) -> argparse._ArgumentGroup:
     add("--new_dataset", required=True, help="the rows to select among (--dataset is the safe set)")
     add("--selector_name", default="sft_selection_logits", help="file name of the selector")
     add("--selector_save_dir", default="./ckpt", help="directory of the selector (default ./ckpt)")
+    add("--canary_dataset", help="rows known to be bad, scored along, never trained on in stage 2")
+    add(
+        "--canary_fraction",
+        type=float,
+        default=0.05,
+        help="canaries taken, at most, as a share of the user's rows, in (0, 1) (default 0.05)",
+    )
     return group
 
 
@@ -197,6 +209,12 @@ def selector_parser() -> Parser:
     add("--selector_lr_scheduler", default="constant", help="(default constant)")
     add("--upperlevel_weight", type=float, default=0.9, help="safe loss weight, in (0, 1]")
     add("--upperlevel_weight_decay", type=float, default=0.1, help="its fall after each epoch")
+    add(
+        "--stop_churn",
+        type=float,
+        default=0.0,
+        help="end when less than this share of the rows crosses the median in an epoch (default 0)",
+    )
     return parser
 
 
@@ -227,7 +245,14 @@ def sft_parser() -> Parser:
     group = parser.add_argument_group("selection")
     add = group.add_argument
     add("--selector_path", help="selector (.parquet, or a published .pt); none keeps every row")
-    add("--topp", type=float, default=1.0, help="share of the scored rows kept, in (0, 1]")
+    add(
+        "--topp",
+        type=share,
+        default=1.0,
+        help="share of the scored rows kept, in (0, 1], or auto: what the canaries justify",
+    )
+    add("--max_canary_kept", type=float, default=0.05, help="limit of --topp auto (default 0.05)")
+    add("--confidence", type=float, default=0.95, help="of --topp auto's bound (default 0.95)")
     add("--unscored", default="error", help="rows without a score: error, drop or keep")
     add("--selector_tokenizer", help="tokenizer a published .pt was trained with")
     add("--selector_max_len", type=int, help="max_len a published .pt was trained with")
