@@ -4,9 +4,9 @@ SGD, because under AdamW a wrong scale of the gradient does not show. Each launc
 cases of its number of ranks one after another (laws_driver.py).
 
 Tolerances are absolute. Only the order of additions differs (packed or single rows, ranks, ZeRO's
-flat buffers): after six steps that move weights by up to 0.1 it was measured to leave 1.2e-7 on
-weights and logits (one unit in the last place of a number near 1), 1e-6 on losses of 4 to 6 nats
-and 3.6e-6 on gradient norms of up to 20. The limits leave room for another CPU's order.
+flat buffers). Measured over all cases, where weights move by 0.008 to 0.22: 1.2e-7 on weights and
+logits, 1e-6 on losses (4.5 to 5.9 nats), 4.4e-6 on gradient norms (0.3 to 8). The limits leave room
+for the order of another CPU.
 """
 
 import json
@@ -197,7 +197,7 @@ def test_the_balance_loss_has_its_share_of_the_gradient(trained):
     ranks, cases, results, _ = trained
     case, found = cases["experts-2"], results["experts-2"]
     without = reference(replace(case, aux_loss_coef=0.0), found, ranks)
-    assert difference(under(found, "final"), without["final"]) > 1000 * LIMITS["weights"]
+    assert difference(under(found, "final"), without["final"]) > 100 * LIMITS["weights"]
 
 
 def test_a_global_batch_may_be_cut_in_any_way(trained):
