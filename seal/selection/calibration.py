@@ -75,13 +75,14 @@ def recall_at(selection: Selection, topp: float) -> dict:
     """How many canaries a threshold drops, with a 95 % Clopper-Pearson interval.
 
     Returns:
-        threshold (score of the lowest row kept), recall, recall_interval; empty without canaries.
+        threshold (score of the lowest row kept), recall, recall_interval; empty where the artefact
+        has no canaries' scores.
     """
     from scipy.stats import binomtest
 
-    if "calibration" not in selection.meta:
+    canaries = np.array(selection.meta.get("calibration", {}).get("canary_scores", []))
+    if len(canaries) == 0:
         return {}
-    canaries = np.array(selection.meta["calibration"]["canary_scores"])
     threshold = float(selection.score[kept_mask(selection.score, topp)].min())
     dropped = int((canaries < threshold).sum())
     return {
