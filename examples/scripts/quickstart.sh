@@ -53,7 +53,7 @@ train() {
     shift
     DEEPSPEED_ARGS="--num_gpus $RANKS ${DEEPSPEED_ARGS:-}" launch "$script" \
         --pretrain "$WORLD/model" --apply_chat_template --max_len 128 --seed "$SEED" \
-        --train_batch_size 32 --micro_train_batch_size 8 --learning_rate 1e-3 \
+        --train_batch_size 32 --micro_train_batch_size 8 --learning_rate 5e-4 \
         --lr_scheduler constant --zero_stage 2 --logging_steps 10 "$@"
 }
 
@@ -67,8 +67,10 @@ step selector 90 "2/8 train the selector on $RANKS processes" \
     --selector_name demo --selector_save_dir "$OUT/selector" --selector_learning_rate 0.1 \
     --upperlevel_weight 0.9 --upperlevel_weight_decay 0.1 --max_epochs 3
 
-step scores 5 "3/8 give every row a random score, to compare with" \
-    python -m seal.demo.random_rows "$WORLD/user.jsonl" --seed "$SEED" --out "$RANDOM_SELECTOR"
+step random-scores 15 "3/8 give every row a random score, to compare with" \
+    python "$SEAL_ROOT/examples/score_dataset.py" --method random --pretrain "$WORLD/model" \
+    --dataset "$WORLD/safe.jsonl" --new_dataset "$WORLD/user.jsonl" --apply_chat_template \
+    --max_len 128 --seed "$SEED" --selector_name random --selector_save_dir "$OUT/selector"
 
 step all 50 "4/8 fine-tune on every row" \
     train train_sft.py --dataset "$WORLD/user.jsonl" --save_path "$OUT/all" --max_epochs 2

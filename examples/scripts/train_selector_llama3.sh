@@ -16,6 +16,7 @@ launch train_sft_selector.py \
     --pretrain meta-llama/Meta-Llama-3-8B-Instruct \
     --selector_name llama3 \
     --selector_save_dir "$SEAL_ROOT/ckpt" \
+    --selector_estimator penalty \
     --selector_activation softmax \
     --selector_optim adam \
     --selector_learning_rate 5e-3 \

@@ -16,6 +16,7 @@ launch train_sft_selector.py \
     --pretrain microsoft/Phi-3-mini-128k-instruct \
     --selector_name phi3 \
     --selector_save_dir "$SEAL_ROOT/ckpt" \
+    --selector_estimator penalty \
     --selector_activation softmax \
     --selector_optim adam \
     --selector_learning_rate 4e-3 \

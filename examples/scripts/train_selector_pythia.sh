@@ -18,6 +18,7 @@ launch train_sft_selector.py \
     --pretrain "$SEAL_ROOT/ckpt/pythia-2.8b-aligned" \
     --selector_name pythia \
     --selector_save_dir "$SEAL_ROOT/ckpt" \
+    --selector_estimator penalty \
     --selector_activation softmax \
     --selector_optim adam \
     --selector_learning_rate 4e-3 \

@@ -160,8 +160,13 @@ def load_actor(settings: ModelSettings) -> Actor:
     """Loads a causal language model, with a fresh LoRA adapter where asked for.
 
     Raises:
-        InputError: no weights, unknown architecture, bitsandbytes missing, target modules absent.
+        InputError: no weights, unknown architecture, bitsandbytes missing, target modules absent,
+            a LoRA rank or dropout out of range.
     """
+    if settings.lora_rank < 0:
+        raise InputError(f"--lora_rank must be 0 (no LoRA) or more, got {settings.lora_rank}")
+    if not 0 <= settings.lora_dropout < 1:
+        raise InputError(f"--lora_dropout must be in [0, 1), got {settings.lora_dropout:g}")
     adapter = Path(settings.pretrain) / "adapter_config.json"
     if adapter.is_file():  # go on with an adapter on its own base
         base = json.loads(adapter.read_text())["base_model_name_or_path"]

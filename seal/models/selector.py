@@ -46,11 +46,13 @@ class Selector:
         self.visits = torch.zeros(n_rows, dtype=torch.int32)
         self.loss_sum = torch.zeros(n_rows, dtype=torch.float64)
         self._log_normaliser = 0.0
+        self._epoch_start = self.logits.clone()
         self._adam = torch.optim.Adam([self.logits], lr=0.0, betas=(0.9, 0.95))
 
     def begin_epoch(self) -> None:
-        """Fixes the softmax normaliser for the epoch (O(N), once)."""
+        """Fixes the softmax normaliser for the epoch and notes where it starts (O(N), once)."""
         self._log_normaliser = self._log_mean_exp()
+        self._epoch_start.copy_(self.logits)
 
     def weights(self, rows: torch.Tensor) -> torch.Tensor:
         """Weights of the rows asked for: int64 [R] to float32 [R], unit one."""
@@ -101,6 +103,16 @@ class Selector:
         weights = self.final_weights().double()
         return float(weights.sum() ** 2 / (weights**2).sum())
 
+    def entropy(self) -> float:
+        """Entropy of the weights as shares, in nats: log N when uniform, 0 when one-hot."""
+        shares = self.final_weights().double() / self.n_rows
+        return float(-torch.special.xlogy(shares, shares).sum())
+
+    def churn(self) -> float:
+        """Share of the rows that have crossed the median since the epoch began, in [0, 1]."""
+        before, now = (x > x.median() for x in (self._epoch_start, self.logits))
+        return float((before != now).float().mean())
+
     def state_dict(self) -> dict:
         """Everything a resumed run needs."""
         return {
@@ -108,6 +120,7 @@ class Selector:
             "visits": self.visits,
             "loss_sum": self.loss_sum,
             "log_normaliser": self._log_normaliser,
+            "epoch_start": self._epoch_start,
             "adam": self._adam.state_dict(),
         }
 
@@ -117,6 +130,7 @@ class Selector:
         self.visits.copy_(state["visits"])
         self.loss_sum.copy_(state["loss_sum"])
         self._log_normaliser = state["log_normaliser"]
+        self._epoch_start.copy_(state["epoch_start"])
         self._adam.load_state_dict(state["adam"])
 
     def _log_mean_exp(self) -> float:
