@@ -35,6 +35,7 @@ METHODS = {
     "--upperlevel_weight_decay 0.03 --selector_estimator penalty --selector_optim adam",
     "penalty_gap, mirror": f"{MIRROR} --selector_estimator penalty_gap --selector_optim mirror",
     "excess_loss": "score_dataset.py --method excess_loss",
+    "relative_excess": "score_dataset.py --method relative_excess",
     "safe_loss": "score_dataset.py --method safe_loss",
     "influence": "score_dataset.py --method influence",
     "perplexity": "score_dataset.py --method perplexity",
