@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from seal.selection.artefact import read_selection, select_rows, selection_meta, write_selection
-from seal.selection.provenance import commit
+from seal.provenance import commit
 
 _HEX = np.frombuffer(b"0123456789abcdef", np.uint8)
 
