@@ -54,10 +54,13 @@ def fail(message: str) -> None:
 
 def run(main: Callable[[], None]) -> None:
     """Runs an entry script: bad input ends it with one line and status 2, on every rank."""
+    from seal.utils.strategy import leave
+
     try:
         main()
     except (InputError, NonFiniteLoss) as error:
         fail(str(error))
+    leave()
 
 
 def share(word: str) -> float | str:

@@ -343,6 +343,12 @@ class DeepspeedStrategy:
         self._norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
 
 
+def leave() -> None:
+    """Leaves the process group; its threads must be gone before the interpreter is."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def _attempt(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
     try:
         return work(), None
