@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import random
-import socket
 import sys
 import tempfile
 import warnings
@@ -94,8 +93,6 @@ class DeepspeedStrategy:
 
     def setup_distributed(self) -> None:
         """Joins the process group (alone: rank 0 of 1) and seeds every random generator."""
-        if "RANK" not in os.environ:
-            _become_rank_0_of_1()
         _quieten(bars=self.is_rank_0() and sys.stderr.isatty())
         random.seed(self.seed)
         np.random.seed(self.seed)
@@ -109,6 +106,12 @@ class DeepspeedStrategy:
         # every later run waits for without end (torch.utils.file_baton; deepspeed 0.19.8).
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         backend = "gloo" if self.device.type == "cpu" else None
+        if "RANK" not in os.environ and not torch.distributed.is_initialized():
+            # Alone: no port to find, no rank that a child process would inherit. DeepSpeed would
+            # ask mpi4py for them.
+            os.environ["LOCAL_RANK"] = "0"
+            store = torch.distributed.HashStore()
+            torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
         deepspeed.init_distributed(dist_backend=backend, timeout=self.timeout, verbose=False)
 
     def is_rank_0(self) -> bool:
@@ -364,20 +367,6 @@ def _quieten(bars: bool) -> None:
     transformers.utils.logging.disable_progress_bar()
     for library in ("torch.distributed", "transformers"):
         warnings.filterwarnings("ignore", category=FutureWarning, module=library)
-
-
-def _become_rank_0_of_1() -> None:
-    """DeepSpeed asks mpi4py for ranks when the launcher's variables are absent."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ |= {
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
 
 
 def _dimensions(parameter: torch.nn.Parameter) -> int:
