@@ -1,0 +1,170 @@
+"""The model, the rows and the engine that every schedule of step.py and gpu.py shares."""
+
+import gzip
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+from seal.datasets import SFTDataset, concatenate, load_rows, tokenize_rows
+from seal.models.actor import ModelSettings
+from seal.trainer.step import cycled_batch, epoch_batches
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+VOCABULARY = 8192
+TEMPLATE = "Human: {}\nAssistant: "
+# Characters of prompt and response of mix.jsonl.gz: quantiles 0, 5, 25, 50, 75, 95, 99, 100 %.
+QUANTILES = ([0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1], [10, 88, 162, 316, 513, 812, 1062, 1632])
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is timed.
+
+    Attributes:
+        kind: "selector" (both levels and the selector) or "sft".
+        epoch: 0-based; with the published upper-level weights gamma is 0 in epoch 0, 0.03 in 1.
+        batch: rows an optimizer step, of each level.
+        micro: rows a published micro-batch; ours holds micro * max_len tokens.
+        lora_rank: 0 trains every weight.
+    """
+
+    kind: str = "selector"
+    epoch: int = 0
+    batch: int = 64
+    micro: int = 8
+    max_len: int = 2048
+    lora_rank: int = 0
+    zero_stage: int = 2
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    learning_rate: float = 1e-5
+    seed: int = 42
+
+    @property
+    def gamma(self) -> float:
+        """Weight of the fine-tuning loss."""
+        return 0.03 * self.epoch
+
+
+class World(NamedTuple):
+    """A model on disk, its tokenizer, and the rows as text and as tokens.
+
+    Attributes:
+        texts: (prompt, response) of each row of `rows`.
+        rows: the safe rows, then the user rows.
+        n_safe: how many of them are safe rows.
+    """
+
+    model: str
+    tokenizer: PreTrainedTokenizerFast
+    texts: list[tuple[str, str]]
+    rows: SFTDataset
+    n_safe: int
+
+    def batch(self, work: Work, step: int) -> np.ndarray:
+        """Numbers of the user rows that optimizer step `step` (from 0) visits."""
+        n_user = len(self.rows) - self.n_safe
+        per_epoch = max(1, n_user // work.batch)
+        epoch, number = divmod(step, per_epoch)
+        return epoch_batches(n_user, work.batch, work.seed, epoch)[number]
+
+    def visited(self, work: Work, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Row numbers of the safe rows and of the user rows of a step."""
+        user = self.n_safe + self.batch(work, step)
+        if work.kind == "sft":
+            return user[:0], user
+        return cycled_batch(self.n_safe, work.batch, work.seed, step), user
+
+
+def build_world(folder: Path, max_rows: int, max_len: int) -> World:
+    """Trains a tokenizer on the rows, writes a random model, tokenises the rows."""
+    sources = [_source(folder, name) for name in ("safe", "mix")]
+    tokenizer = train_tokenizer(text for path in sources for pair in _pairs(path) for text in pair)
+    model = new_model(tokenizer)
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    tokenised, texts = [], []
+    for path in sources:
+        loaded = load_rows(str(path), max_samples=max_rows)
+        tokens = tokenize_rows(loaded, tokenizer, max_len=max_len, input_template=TEMPLATE)
+        pairs = list(_pairs(path))
+        texts += [pairs[row] for row in tokens.row_numbers]
+        tokenised.append(tokens)
+    rows = concatenate(*tokenised)
+    return World(str(folder / "model"), tokenizer, texts, rows, len(tokenised[0]))
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast):
+    """A random Llama of 7 million parameters, 4.2 of them embedding and head."""
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=256,
+        intermediate_size=688,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=2048,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return AutoModelForCausalLM.from_config(config)
+
+
+def train_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of `VOCABULARY` tokens."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(texts, trainer)
+    while core.get_vocab_size() < VOCABULARY:  # few words in the synthetic rows
+        core.add_tokens([f"<unused{core.get_vocab_size()}>"])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+
+
+def model_settings(world: World, work: Work) -> ModelSettings:
+    """What the package loads for this work."""
+    return ModelSettings(
+        pretrain=world.model,
+        bf16=work.bf16,
+        lora_rank=work.lora_rank,
+        target_modules=["q_proj", "v_proj"],
+        gradient_checkpointing=work.gradient_checkpointing,
+    )
+
+
+def _pairs(path: Path) -> Iterator[tuple[str, str]]:
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        for row in map(json.loads, lines):
+            yield row["prompt"], row["response"]
+
+
+def _source(folder: Path, name: str) -> Path:
+    """The real rows, or where they are absent synthetic ones of the same lengths."""
+    real = SHARED / f"{name}.jsonl.gz"
+    if real.exists():
+        return real
+    path, generator = folder / f"{name}.jsonl.gz", random.Random(name)
+    syllables = [a + b for a in "bdfgklmnprst" for b in ("a", "e", "i", "o", "u", "an", "er")]
+    words = ["".join(generator.choices(syllables, k=generator.randint(1, 4))) for _ in range(9000)]
+    with gzip.open(path, "wt", encoding="utf-8") as out:
+        for _ in range(10_000):
+            characters = int(np.interp(generator.random(), *QUANTILES))
+            text = " ".join(generator.choices(words, k=max(4, characters // 6)))
+            row = {"prompt": text[: characters // 3], "response": text[characters // 3 :]}
+            print(json.dumps(row), file=out)
+    return path
