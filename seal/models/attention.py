@@ -5,7 +5,6 @@ Registered with transformers under `VARLEN`, so every model that looks its atten
 """
 
 import importlib.util
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -28,14 +27,15 @@ def _window(length: int, sliding_window: int | None, device: torch.device) -> to
 def _sdpa_by_row(query, key, value, cu_seqlens, scaling, dropout, sliding_window):
     """One scaled-dot-product call a row; exact in every dtype and on every device."""
     grouped = query.shape[1] != key.shape[1]
+    lengths = cu_seqlens.diff().tolist()
+    # One split node: slices would each hand back a gradient of the whole stream.
+    streams = (stream.split(lengths, dim=2) for stream in (query, key, value))
     rows = []
-    for start, end in pairwise(cu_seqlens.tolist()):
-        mask = _window(end - start, sliding_window, query.device)
+    for length, row in zip(lengths, zip(*streams, strict=True), strict=True):
+        mask = _window(length, sliding_window, query.device)
         rows.append(
             F.scaled_dot_product_attention(
-                query[:, :, start:end],
-                key[:, :, start:end],
-                value[:, :, start:end],
+                *row,
                 attn_mask=mask,
                 is_causal=mask is None,
                 dropout_p=dropout,
