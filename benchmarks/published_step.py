@@ -70,9 +70,7 @@ class PublishedStep:
         """Mean nats a token of the micro-batch, scalar."""
         input_ids, mask, labels = self._collate(rows)
         logits = self._logits(input_ids, mask)[:, :-1].contiguous()
-        return F.cross_entropy(
-            logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED
-        )
+        return F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
 
     def _logits(self, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Full float32 logits [R, L, V]; the log-probabilities are computed and dropped."""

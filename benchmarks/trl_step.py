@@ -59,7 +59,9 @@ def best_settings(world: World, work: Work) -> tuple[str, int]:
         for micro in sorted({min(8, work.batch), min(32, work.batch), work.batch}):
             watch = run(world, work, name, micro, TRIAL_STEPS, None)
             cost[name, micro] = sum(cpu for _, cpu in watch.times) / sum(watch.tokens)
-            print(f"trl {name}, micro-batch {micro}: {1e6 * cost[name, micro]:.0f} us of CPU a token")
+            print(
+                f"trl {name}, micro-batch {micro}: {1e6 * cost[name, micro]:.0f} us of CPU a token"
+            )
     return min(cost, key=cost.get)
 
 
