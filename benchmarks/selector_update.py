@@ -2,10 +2,10 @@
 
     python benchmarks/selector_update.py --out benchmarks/results/selector_update.json
 
-A step reads the weights of a batch and updates its logits. The sizes take turns, batch by batch;
-every batch is a fresh random draw of rows, and 64 MiB are rewritten before it, as a model's step
-would, so that no size profits from a cache it would not find warm. Also timed, once an epoch: fixing
-the normaliser, which is O(N). The last line is JSON.
+A step reads the weights of a batch and updates its logits. The sizes take turns, batch by batch, and
+every batch is a fresh random draw of rows. `step_us` is taken after 64 MiB were rewritten, as a
+model's step would, so no size profits from a cache that a run would not find warm; `warm_us` right
+after it. Also timed, once an epoch: fixing the normaliser, which is O(N). The last line is JSON.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -37,33 +38,22 @@ def main() -> None:
     args = parser.parse_args()
     selectors = {n: Selector(n) for n in args.rows}
     epoch = {n: seconds(selector.begin_epoch) for n, selector in selectors.items()}
-    times = {n: [] for n in args.rows}
+    cold, warm = ({n: [] for n in args.rows} for _ in range(2))
     generator, elsewhere = torch.Generator().manual_seed(0), torch.zeros(2**24)
     for step in range(args.steps + args.steps // 10):
-        losses = torch.rand(args.batch, generator=generator)
         for n, selector in selectors.items():
-            rows = torch.randint(n, (args.batch,), generator=generator)
             elsewhere += 1
-            taken = seconds(
-                lambda s=selector, r=rows, x=losses: (s.weights(r), s.update(r, x, 0.1))
-            )
-            if step >= args.steps // 10:
-                times[n].append(taken * 1e6)
-    results = [
-        {
-            "n": n,
-            "step_us": round(median, 1),
-            "spread": round(spread, 1),
-            "epoch_s": round(epoch[n], 4),
-        }
-        for n in args.rows
-        for median, spread in [median_and_spread(times[n])]
-    ]
+            for times in (cold, warm):
+                losses = torch.rand(args.batch, generator=generator)
+                rows = torch.randint(n, (args.batch,), generator=generator)
+                start = time.perf_counter()
+                selector.weights(rows)
+                selector.update(rows, losses, 0.1)
+                if step >= args.steps // 10:
+                    times[n].append((time.perf_counter() - start) * 1e6)
+    results = [describe(n, cold[n], warm[n], epoch[n]) for n in args.rows]
     for row in results:
-        print(
-            f"N {row['n']:>11,}  {row['step_us']:>7} us a step (+- {row['spread']}), "
-            f"once an epoch {row['epoch_s']} s"
-        )
+        print(row)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     record = {"command": " ".join(sys.argv), "commit": commit(), "versions": versions()}
     record |= {"load": load_average(), "batch": args.batch, "steps": args.steps}
@@ -73,7 +63,19 @@ def main() -> None:
     print(json.dumps(record))
 
 
-def seconds(work) -> float:
+def describe(n: int, cold: list[float], warm: list[float], epoch: float) -> dict:
+    """The JSON object of a size."""
+    median, spread = median_and_spread(cold)
+    return {
+        "n": n,
+        "step_us": round(median, 1),
+        "spread": round(spread, 1),
+        "warm_us": round(median_and_spread(warm)[0], 1),
+        "epoch_s": round(epoch, 4),
+    }
+
+
+def seconds(work: Callable[[], None]) -> float:
     """Wall time of one call."""
     start = time.perf_counter()
     work()

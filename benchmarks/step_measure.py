@@ -6,6 +6,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ def interleaved(steps: dict[str, Step], count: int, warm_up: int, device: str) -
     for number in range(warm_up + count):
         order = list(steps) if number % 2 else list(steps)[::-1]
         for name in order:
-            taken = timed(lambda name=name: steps[name](number), device)
+            taken = timed(partial(steps[name], number), device)
             if number >= warm_up:
                 times[name].append(taken)
     return times
@@ -47,7 +48,7 @@ def median_and_spread(values: list[float]) -> tuple[float, float]:
 
 
 def peak_gib(step: Step, number: int, device: str) -> float:
-    """Memory of one step, GiB: allocated in all on CUDA; on a CPU what the step adds to the process.
+    """Memory of one step, GiB: on CUDA all that is allocated, on a CPU what the step adds.
 
     Linux only on a CPU: the high-water mark of the resident set is reset first.
     """
