@@ -2,7 +2,7 @@
 
     python benchmarks/selector_update.py --out benchmarks/results/selector_update.json
 
-A step reads the weights of a batch and updates its logits. The sizes take turns, batch by batch, and
+A step reads the weights of a batch and updates its logits. The sizes take turns, batch by batch;
 every batch is a fresh random draw of rows. `step_us` is taken after 64 MiB were rewritten, as a
 model's step would, so no size profits from a cache that a run would not find warm; `warm_us` right
 after it. Also timed, once an epoch: fixing the normaliser, which is O(N). The last line is JSON.
