@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from seal.provenance import commit
 from seal.selection.artefact import read_selection, select_rows, selection_meta, write_selection
-from seal.selection.provenance import commit
 
 _HEX = np.frombuffer(b"0123456789abcdef", np.uint8)
 

@@ -13,12 +13,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from seal.datasets import load_rows, tokenize_rows
+from seal.datasets import concatenate, load_rows, tokenize_rows
 from seal.errors import InputError
 from seal.models.actor import ModelSettings, load_actor
 from seal.models.attention import attention_note
 from seal.selection.artefact import selection_meta, write_selection
-from seal.selection.scorers import MODEL_FREE, ONE_PASS, dsir_scores, random_scores
+from seal.selection.calibration import calibrate, draw_canaries
+from seal.selection.scorers import (
+    MODEL_FREE,
+    ONE_PASS,
+    dsir_scores,
+    folds_of,
+    random_scores,
+    relative_contrast,
+)
 from seal.trainer.scoring import Parts, tune
 from seal.trainer.sft_trainer import SFTPlan
 from seal.trainer.step import RowLosses
@@ -32,6 +40,8 @@ def score(args) -> None:
     """Runs the chosen method."""
     if args.method not in ONE_PASS:
         raise InputError(f"--method {args.method}: known are {list(ONE_PASS)}")
+    if args.folds < 2:
+        raise InputError(f"--folds must be at least 2, got {args.folds}")
     strategy = cli.get_strategy(args)
     tokenizer = get_tokenizer(args.pretrain, **cli.tokenizer_flags(args))
 
@@ -42,17 +52,27 @@ def score(args) -> None:
     safe = strategy.main_first(lambda: read(args.dataset, args.dataset_probs))
     user = strategy.main_first(lambda: read(args.new_dataset))
     strategy.print(f"safe rows: {safe}\nuser rows: {user}")
+    pool = user
+    if args.canary_dataset:
+        known_bad = strategy.main_first(lambda: read(args.canary_dataset))
+        canaries = draw_canaries(known_bad, safe, user, args.canary_fraction, args.seed)
+        strategy.print(f"canaries: {canaries}")
+        pool = concatenate(user, canaries)
     started = time.perf_counter()
     if args.method in MODEL_FREE:
-        columns = {"score": strategy.main_first(lambda: without_model(args, user))}
+        columns = {"score": strategy.main_first(lambda: without_model(args, user, pool))}
     else:
         strategy.print(attention_note(args.flash_attn, args.attn_implementation, args.bf16))
-        columns = Passes(args, strategy, tokenizer, safe, user).run(args.method)
+        columns = Passes(args, strategy, tokenizer, safe, pool).run(args.method)
     seconds = time.perf_counter() - started
     cost = forward_equivalents(args, len(safe), len(user))
     path = Path(args.selector_save_dir) / f"{args.selector_name}.parquet"
     identity = {"id": user.ids, "occurrence": user.occurrences, "row": user.row_numbers}
     meta = describe(args, user, seconds, cost)
+    if args.canary_dataset:
+        score = columns["score"]
+        meta |= {"calibration": calibrate(score[: len(user)], score[len(user) :], args.seed)}
+    columns = {name: column[: len(user)] for name, column in columns.items()}
     strategy.on_rank_0(lambda: write_selection(path, identity | columns, meta))
     strategy.print(
         f"selector: {path}, {len(user)} rows scored in {seconds:.1f} s, "
@@ -90,8 +110,30 @@ class Passes:
         safe_loss = self.losses("safe", self.args.safe_model, self.safe)
         if method == "safe_loss":
             return {"score": -safe_loss, "loss": safe_loss}
+        if method == "relative_excess":
+            rows_loss = self.out_of_fold()
+            return {"score": relative_contrast(rows_loss, safe_loss), "loss": rows_loss}
         rows_loss = self.losses("rows", self.args.rows_model, self.user)
         return {"score": rows_loss - safe_loss, "loss": rows_loss}
+
+    def out_of_fold(self) -> np.ndarray:
+        """Loss of each row under a model tuned on the other folds, float64 [N], nats a token.
+
+        A model that has trained on a row knows it by heart, and a memorised hard row looks like an
+        unsafe one.
+        """
+        if self.args.rows_model:
+            return self.losses("rows", self.args.rows_model)
+        fold, means = folds_of(self.user.ids, self.args.folds), np.empty(len(self.user))
+        for number in range(self.args.folds):
+            held, rest = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
+            if len(held) == 0 or len(rest) == 0:
+                raise InputError(
+                    f"--folds {self.args.folds} leaves a fold empty over {len(fold)} rows; lower it"
+                )
+            held_rows, rest_rows = self.user.select(held), self.user.select(rest)
+            means[held] = self.losses(f"fold{number}", None, rest_rows, rows=held_rows)
+        return means
 
     def influence(self) -> dict:
         """Change of a row's loss along one step down the safe loss, by central difference.
@@ -161,25 +203,31 @@ class Passes:
         return RowLosses(engine, self.strategy, rows, capacity, self.args.aux_loss_coef)
 
 
-def without_model(args, user) -> np.ndarray:
-    """Scores of the methods that look at text, or at nothing."""
+def without_model(args, user, pool) -> np.ndarray:
+    """Scores of the methods that look at text, or at nothing, float64 [rows of the pool]."""
     if args.method == "random":
-        return random_scores(len(user), args.seed)
+        return random_scores(len(pool), args.seed)
 
-    def texts(names):
-        rows = load_rows(names, **cli.source_flags(args))
-        return [" ".join(turn["content"] for turn in row) for row in rows["messages"]]
+    def texts(names, rows=None):
+        messages = load_rows(names, **cli.source_flags(args))["messages"]
+        chosen = range(len(messages)) if rows is None else rows
+        return [" ".join(turn["content"] for turn in messages[int(at)]) for at in chosen]
 
-    return dsir_scores(texts(args.new_dataset), texts(args.dataset))[user.row_numbers]
+    scored = texts(args.new_dataset, user.row_numbers)
+    if args.canary_dataset:
+        scored += texts(args.canary_dataset, pool.row_numbers[len(user) :])
+    return dsir_scores(scored, texts(args.dataset))
 
 
 def forward_equivalents(args, n_safe: int, n_user: int) -> float:
     """What the method cost, in forward passes a user row; a training step counts three."""
     tuned = 0
-    if args.method in ("safe_loss", "excess_loss") and not args.safe_model:
+    if args.method in ("safe_loss", "excess_loss", "relative_excess") and not args.safe_model:
         tuned += n_safe
     if args.method in ("excess_loss", "influence") and not args.rows_model:
         tuned += n_user
+    if args.method == "relative_excess" and not args.rows_model:
+        tuned += (args.folds - 1) * n_user
     steps = 2 * 3 * n_safe if args.method == "influence" else 0
     return ONE_PASS[args.method] + (3 * args.tune_epochs * tuned + steps) / n_user
 

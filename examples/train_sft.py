@@ -11,6 +11,7 @@ from seal.errors import InputError
 from seal.models.actor import ModelSettings, load_actor
 from seal.models.attention import attention_note
 from seal.selection.artefact import select_rows
+from seal.selection.calibration import auto_topp
 from seal.selection.published import load_selection
 from seal.trainer.checkpoint import Checkpoints
 from seal.trainer.sft_trainer import SFTPlan, SFTTrainer
@@ -24,7 +25,7 @@ EVAL_ON_TRAIN_ROWS = 1000  # enough for a loss, cheap enough to take often
 
 def train(args) -> None:
     """Runs the whole second stage."""
-    if not 0 < args.topp <= 1:
+    if args.topp != "auto" and not 0 < args.topp <= 1:
         raise InputError(f"--topp must be in (0, 1], got {args.topp:g}; 0.8 keeps 80 %")
     strategy = cli.get_strategy(args)
     tokenizer = get_tokenizer(args.pretrain, **cli.tokenizer_flags(args))
@@ -73,7 +74,9 @@ def read_data(args, strategy, tokenizer):
 
     rows = strategy.main_first(lambda: read(args.dataset, args.dataset_probs))
     strategy.print(f"rows: {rows}")
-    if args.selector_path and args.topp < 1:
+    if args.topp == "auto" and not args.selector_path:
+        raise InputError("--topp auto needs --selector_path, a selector scored with canaries")
+    if args.selector_path and args.topp != 1:
         everything = rows
         rows, note = strategy.main_first(lambda: select(args, everything))
         strategy.print(f"{note}\nkept: {rows}")
@@ -99,10 +102,13 @@ def select(args, rows):
             "input_template": args.input_template,
         }
     selection = load_selection(args.selector_path, **published)
-    selected = select_rows(rows.ids, rows.occurrences, selection, args.topp, args.unscored)
+    topp = args.topp
+    if topp == "auto":
+        topp = auto_topp(selection, args.max_canary_kept, args.confidence)
+    selected = select_rows(rows.ids, rows.occurrences, selection, topp, args.unscored)
     note = (
         f"selector {args.selector_path}: {len(selected.indices)} of {len(rows)} rows kept at topp "
-        f"{args.topp:g}; {selected.unscored} rows had no score, {selected.missing} scored rows are "
+        f"{topp:g}; {selected.unscored} rows had no score, {selected.missing} scored rows are "
         "not in this dataset"
     )
     return rows.select(selected.indices), note

@@ -15,6 +15,8 @@ from seal.models.actor import MAIN, TRACKER, ModelSettings, load_actor
 from seal.models.attention import attention_note
 from seal.models.selector import Selector
 from seal.selection.artefact import selection_meta, write_selection
+from seal.selection.calibration import calibrate, draw_canaries
+from seal.selection.scorers import relative_contrast
 from seal.trainer.checkpoint import Checkpoints
 from seal.trainer.evaluation import row_means
 from seal.trainer.selector_trainer import SelectorPlan, SelectorTrainer
@@ -31,12 +33,13 @@ def train(args) -> None:
     check(args)
     strategy = cli.get_strategy(args)
     tokenizer = get_tokenizer(args.pretrain, **cli.tokenizer_flags(args))
-    safe, user, held_out = read_data(args, strategy, tokenizer)
-    selector = Selector(len(user), args.selector_activation, args.selector_optim)
-    steps_per_epoch = -(-len(user) // args.train_batch_size)
+    safe, user, canaries, held_out = read_data(args, strategy, tokenizer)
+    pool = concatenate(user, canaries) if canaries else user
+    selector = Selector(len(pool), args.selector_activation, args.selector_optim)
+    steps_per_epoch = -(-len(pool) // args.train_batch_size)
     steps = args.max_epochs * steps_per_epoch
     selector_factor = schedule_factor(args.selector_lr_scheduler, steps)
-    losses, tracker = prepare_models(args, strategy, concatenate(safe, user), steps)
+    losses, tracker = prepare_models(args, strategy, concatenate(safe, pool), steps)
     evaluations = {}
     if held_out:
         evaluated = RowLosses(losses.engine, strategy, held_out, losses.capacity, adapter=MAIN)
@@ -45,9 +48,13 @@ def train(args) -> None:
     base = Path(args.selector_save_dir) / f"{args.selector_name}_{args.selector_activation}"
     meta = describe(args, user)
 
-    def save(path: str, score=selector.logits) -> None:
+    def save(path: str, score=None) -> None:
+        score = selector.logits.double().numpy() if score is None else score
         columns = selector_columns(user, selector, score)
-        strategy.on_rank_0(lambda: write_selection(path, columns, meta))
+        extra = {}
+        if canaries:
+            extra = {"calibration": calibrate(score[: len(user)], score[len(user) :], args.seed)}
+        strategy.on_rank_0(lambda: write_selection(path, columns, meta | extra))
 
     engines = [losses.engine] + ([tracker.engine] if tracker and not args.lora_rank else [])
     checkpoints = Checkpoints(strategy=strategy, engines=engines, **cli.checkpoint_flags(args))
@@ -71,7 +78,7 @@ def train(args) -> None:
     )
     trainer.fit(first_step)
     logger.close()
-    save(f"{base}.parquet", final_score(losses, tracker, len(safe)) if tracker else selector.logits)
+    save(f"{base}.parquet", final_score(losses, tracker, len(safe)) if tracker else None)
     strategy.print(f"selector: {base}.parquet, {len(user)} rows scored")
     if args.save_path:
         strategy.save_model(losses.engine, tokenizer, args.save_path)
@@ -91,7 +98,7 @@ def check(args) -> None:
 
 
 def read_data(args, strategy, tokenizer):
-    """The safe rows, the user's rows, and the evaluation rows or None, tokenised."""
+    """The safe rows, the user's, the canaries or None, the evaluation rows or None, tokenised."""
 
     def read(names, probs="1.0"):
         rows = load_rows(names, probs=probs, **cli.source_flags(args))
@@ -100,11 +107,15 @@ def read_data(args, strategy, tokenizer):
     safe = strategy.main_first(lambda: read(args.dataset, args.dataset_probs))
     user = strategy.main_first(lambda: read(args.new_dataset))
     strategy.print(f"safe rows: {safe}\nuser rows: {user}")
-    if not args.eval_dataset:
-        return safe, user, None
-    held_out = strategy.main_first(lambda: read(args.eval_dataset)).without(safe, user)
-    strategy.print(f"evaluation rows: {held_out}")
-    return safe, user, held_out
+    canaries = held_out = None
+    if args.canary_dataset:
+        known_bad = strategy.main_first(lambda: read(args.canary_dataset))
+        canaries = draw_canaries(known_bad, safe, user, args.canary_fraction, args.seed)
+        strategy.print(f"canaries: {canaries}")
+    if args.eval_dataset:
+        held_out = strategy.main_first(lambda: read(args.eval_dataset)).without(safe, user)
+        strategy.print(f"evaluation rows: {held_out}")
+    return safe, user, canaries, held_out
 
 
 def prepare_models(args, strategy, rows, steps):
@@ -135,12 +146,13 @@ def prepare_models(args, strategy, rows, steps):
 
 
 def final_score(losses, tracker, n_safe):
-    """One contrast pass with the final models, float64 [user rows], nats a token.
+    """One contrast pass with the final models, float64 [user rows].
 
     The trained logit carries the noise of early visits, when both models were still alike.
     """
     rows = np.arange(n_safe, len(losses.dataset))
-    return row_means(tracker, rows, "tracker") - row_means(losses, rows, "model")
+    tracked, loss = row_means(tracker, rows, "tracker"), row_means(losses, rows, "model")
+    return relative_contrast(tracked, loss)
 
 
 def describe(args, user) -> dict:
@@ -160,17 +172,16 @@ def describe(args, user) -> dict:
 
 
 def selector_columns(user, selector, score) -> dict:
-    """The artefact's columns."""
-    return {
-        "id": user.ids,
-        "occurrence": user.occurrences,
-        "row": user.row_numbers,
+    """The artefact's columns; the canaries, which come last, are left out."""
+    scored = {
         "score": score,
         "logit": selector.logits,
         "weight": selector.final_weights(),
         "visits": selector.visits,
         "loss": selector.mean_losses(),
     }
+    names = {"id": user.ids, "occurrence": user.occurrences, "row": user.row_numbers}
+    return names | {name: column[: len(user)] for name, column in scored.items()}
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,11 +48,15 @@ def environment(**extra: str) -> dict[str, str]:
     }
 
 
+def launched(script: Path, *args: object, ranks: int = 2) -> list:
+    """The command that runs a script on `ranks` ranks of this machine."""
+    launcher = Path(sys.executable).with_name("deepspeed")
+    return [launcher, "--num_gpus", ranks, "--master_port", free_port(), script, *args]
+
+
 def deepspeed(script: Path, *args: object, ranks: int = 2, **options) -> Done:
     """Runs a script on `ranks` ranks of this machine."""
-    launcher = Path(sys.executable).with_name("deepspeed")
-    words = [launcher, "--num_gpus", ranks, "--master_port", free_port(), script, *args]
-    return run(words, **options)
+    return run(launched(script, *args, ranks=ranks), **options)
 
 
 def python(script: Path, *args: object, **options) -> Done:
@@ -59,15 +64,9 @@ def python(script: Path, *args: object, **options) -> Done:
     return run([sys.executable, script, *args], **options)
 
 
-def run(
-    words: list, seconds: float = SECONDS, cwd: Path | None = None, env: dict | None = None
-) -> Done:
-    """Runs a command to its end; past `seconds` its whole process group is killed.
-
-    Raises:
-        AssertionError: it ran into the limit: something hangs.
-    """
-    process = subprocess.Popen(
+def start(words: list, cwd: Path | None = None, env: dict | None = None) -> subprocess.Popen:
+    """Starts a command as the leader of a process group of its own."""
+    return subprocess.Popen(
         [str(word) for word in words],
         cwd=cwd,
         env=environment(**(env or {})),
@@ -76,10 +75,38 @@ def run(
         text=True,
         start_new_session=True,
     )
+
+
+def kill(process: subprocess.Popen) -> str:
+    """kill -9 to every process of the group; returns what it had printed."""
+    os.killpg(process.pid, signal.SIGKILL)
+    return process.communicate()[0]
+
+
+def kill_once(found: Path, words: list, seconds: float = SECONDS, **options) -> None:
+    """Starts a command and kills it -9 as soon as the path `found` exists.
+
+    Raises:
+        AssertionError: it ended by itself, or took longer than `seconds`.
+    """
+    process, limit = start(words, **options), time.monotonic() + seconds
+    while not found.exists() and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.01)
+    ended, exists = process.poll(), found.exists()
+    output = process.communicate()[0] if ended is not None else kill(process)
+    assert exists and ended is None, output[-3000:]
+
+
+def run(words: list, seconds: float = SECONDS, **options) -> Done:
+    """Runs a command to its end; past `seconds` its whole process group is killed.
+
+    Raises:
+        AssertionError: it ran into the limit: something hangs.
+    """
+    process = start(words, **options)
     try:
         output, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
+        output = kill(process)
         raise AssertionError(f"no end after {seconds} s: {words}\n{output[-3000:]}") from None
     return Done(process.returncode, output)

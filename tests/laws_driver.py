@@ -138,8 +138,9 @@ class Record:
         self.metrics: list[dict] = []
 
     def log(self, step: int, metrics: dict, show: bool = True) -> None:
-        """Keeps the metrics of a step."""
-        self.metrics.append({"step": step, **metrics})
+        """Keeps the metrics of a training step."""
+        if "train/epoch" in metrics:
+            self.metrics.append({"step": step, **metrics})
 
     def advance(self) -> None:
         """Nothing to move."""

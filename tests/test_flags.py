@@ -12,6 +12,7 @@ from seal.utils import cli
 ROOT = Path(__file__).resolve().parents[1]
 CLI = ROOT / "seal/utils/cli.py"
 SCRIPTS = {"train_sft_selector": cli.selector_parser, "train_sft": cli.sft_parser}
+ALL_SCRIPTS = SCRIPTS | {"score_dataset": cli.score_parser}
 NEEDED = {
     "train_sft_selector": ["--pretrain", "M", "--dataset", "S", "--new_dataset", "U"],
     "train_sft": ["--pretrain", "M", "--dataset", "S"],
@@ -91,7 +92,7 @@ NOT_OFFERED = {"ref_constant", "normalize_l2"}
 
 def flags(script: str) -> dict:
     """Name -> argparse action."""
-    return {a.dest: a for a in SCRIPTS[script]()._actions if a.dest != "help"}
+    return {a.dest: a for a in ALL_SCRIPTS[script]()._actions if a.dest != "help"}
 
 
 def args_read(tree: ast.AST) -> set[str]:
@@ -121,17 +122,17 @@ def settings_read(tree: ast.Module) -> set[str]:
     return {field.name for cls in classes for field in fields(cls)}
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", ALL_SCRIPTS)
 def test_every_flag_is_read(script):
     tree = ast.parse((ROOT / f"examples/{script}.py").read_text())
     read = args_read(tree) | args_read(ast.parse(CLI.read_text())) | settings_read(tree)
     assert flags(script).keys() - read == set()
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", ALL_SCRIPTS)
 def test_every_flag_is_explained(script):
     assert [name for name, action in flags(script).items() if not action.help] == []
-    text = SCRIPTS[script]().format_help()
+    text = ALL_SCRIPTS[script]().format_help()
     assert [name for name in flags(script) if f"--{name}" not in text] == []
 
 

@@ -3,9 +3,10 @@
 SGD, because under AdamW a wrong scale of the gradient does not show. Each launch trains all
 cases of its number of ranks one after another (laws_driver.py).
 
-Tolerances are absolute, on weights of size 0.02 to 1 that move by about 0.1: the order of
-additions differs between packed and single rows, ranks and ZeRO's flat buffers, which was measured
-to leave 4e-7 (all weights train) and 7e-7 (LoRA, whose two small factors multiply) after six steps.
+Tolerances are absolute. Only the order of additions differs (packed or single rows, ranks, ZeRO's
+flat buffers). Measured over all cases, where weights move by 0.008 to 0.22: 1.2e-7 on weights and
+logits, 1e-6 on losses (4.5 to 5.9 nats), 4.4e-6 on gradient norms (0.3 to 8). The limits leave room
+for the order of another CPU.
 """
 
 import json
@@ -27,7 +28,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 pytestmark = pytest.mark.slow
 STAGES, RANKS = (0, 1, 2, 3), (1, 2)
-FULL, ADAPTER = 3e-6, 5e-6
+LIMITS = {"weights": 1e-6, "logits": 1e-6, "grad_norm": 1e-5}
+LOSS = 3e-6  # nats
 MIXTRAL = dict(num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2)
 
 
@@ -177,10 +179,8 @@ def test_every_run_is_plain_torch_s(trained):
     for name, case in cases.items():
         if not exact(name):
             continue
-        weights = ADAPTER if case.lora else FULL
-        limits = {"weights": weights, "logits": 2e-6}
         for kind, found in deviations(case, results[name], ranks).items():
-            if not found <= limits.get(kind, 1e-5):
+            if not found <= LIMITS.get(kind, LOSS):
                 wrong[f"{name} {kind}"] = found
     assert not wrong
 
@@ -190,7 +190,14 @@ def test_the_cases_move_far_beyond_the_tolerance(trained):
     for name in cases:
         if name.startswith(("matrix", "cut", "uneven")):
             final, initial = under(results[name], "final"), under(results[name], "initial")
-            assert difference(final, initial) > 1000 * ADAPTER, name
+            assert difference(final, initial) > 5000 * LIMITS["weights"], name
+
+
+def test_the_balance_loss_has_its_share_of_the_gradient(trained):
+    ranks, cases, results, _ = trained
+    case, found = cases["experts-2"], results["experts-2"]
+    without = reference(replace(case, aux_loss_coef=0.0), found, ranks)
+    assert difference(under(found, "final"), without["final"]) > 100 * LIMITS["weights"]
 
 
 def test_a_global_batch_may_be_cut_in_any_way(trained):
@@ -198,8 +205,8 @@ def test_a_global_batch_may_be_cut_in_any_way(trained):
     cuts = (4, 1) if ranks == 1 else (2, 1)
     for stage in STAGES:
         one, other = (results[f"cut-{micro}x-{stage}"] for micro in cuts)
-        assert difference(under(one, "final"), under(other, "final")) < FULL
-        assert difference(under(one, "metric"), under(other, "metric")) < 1e-5
+        assert difference(under(one, "final"), under(other, "final")) < LIMITS["weights"]
+        assert difference(under(one, "metric"), under(other, "metric")) < LIMITS["grad_norm"]
 
 
 def test_every_row_is_visited_once_an_epoch(trained):
@@ -213,8 +220,8 @@ def test_skipping_a_level_of_weight_zero_changes_nothing(trained):
     _, _, results, _ = trained
     for stage in (0, 2, 3):
         skipped, computed = (results[f"gamma-{kind}-{stage}"] for kind in ("zero", "tiny"))
-        assert difference(under(skipped, "final"), under(computed, "final")) < FULL
-        assert difference(under(skipped, "selector"), under(computed, "selector")) < 1e-5
+        assert difference(under(skipped, "final"), under(computed, "final")) < LIMITS["weights"]
+        assert difference(under(skipped, "selector"), under(computed, "selector")) < LOSS
 
 
 def test_bf16_agrees_to_a_few_per_cent(trained):

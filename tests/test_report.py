@@ -238,6 +238,7 @@ def test_an_evaluation_shows_intervals_categories_and_what_is_not_told_apart(mad
             Comparison("ours", "plain", "set", "harmfulness", "rules", 49, -0.5, -1.1, 0.1, 0.2),
         ],
         {},
+        {},
     )  # fmt: skip
     write_results(tmp_path / "results.json", results)
     given = {"selection": made / "sel.parquet", "evaluation": tmp_path / "results.json"}

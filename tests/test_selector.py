@@ -106,3 +106,15 @@ def test_state_round_trip_continues_exactly():
 def test_unknown_choices_are_refused(bad):
     with pytest.raises(InputError, match="known are"):
         Selector(4, **bad)
+
+
+def test_entropy_and_churn_say_how_the_weights_stand():
+    selector = Selector(4)
+    selector.begin_epoch()
+    assert selector.entropy() == pytest.approx(np.log(4)) and selector.churn() == 0
+    selector.update(torch.arange(4), torch.tensor([0.0, 0.0, 9.0, 9.0]), 10.0)
+    assert selector.entropy() == pytest.approx(np.log(2), abs=1e-6)
+    selector.begin_epoch()
+    assert selector.churn() == 0
+    selector.update(torch.arange(4), torch.tensor([99.0, 0.0, 0.0, 99.0]), 10.0)
+    assert selector.churn() > 0

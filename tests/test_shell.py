@@ -10,13 +10,18 @@ from pathlib import Path
 
 import pytest
 
+import seal
 from seal.utils import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "examples/scripts"
 RUNS = sorted(SCRIPTS.glob("train_*.sh"))
 SHELL_FILES = [*sorted(SCRIPTS.glob("*.sh")), ROOT / "tests/run.sh", ROOT / ".ci/run"]
-PARSERS = {"train_sft_selector.py": cli.selector_parser, "train_sft.py": cli.sft_parser}
+PARSERS = {
+    "train_sft_selector.py": cli.selector_parser,
+    "train_sft.py": cli.sft_parser,
+    "score_dataset.py": cli.score_parser,
+}
 IMPORT_OF = {
     "scikit-learn": "sklearn",
     "pyyaml": "yaml",
@@ -141,6 +146,12 @@ def test_requirements_pin_what_setup_allows():
     assert next(iter(pinned)) == "torch"
 
 
+def test_setup_runs():
+    command = [sys.executable, "setup.py", "--name", "--version"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-2:] == ["seal", seal.__version__]
+
+
 def test_metadata_stands_in_setup_alone():
     assert "project" not in tomllib.loads((ROOT / "pyproject.toml").read_text())
 
@@ -179,7 +190,7 @@ def test_readme_names_what_exists():
 
 def test_readme_commands_parse():
     text = (ROOT / "README.md").read_text().replace("\\\n", " ")
-    lines = re.findall(r"^deepspeed \.\./(train_\w+\.py) (.*)$", text, flags=re.M)
+    lines = re.findall(r"^deepspeed \.\./(\w+\.py) (.*)$", text, flags=re.M)
     assert {script for script, _ in lines} == set(PARSERS)
     for script, flags in lines:
         words = shlex.split(re.sub(r"<[^>]*>", "VALUE", flags))

@@ -6,7 +6,8 @@
 # of requirements.txt, setup.py and the repository's path, so a rerun installs nothing.
 #
 # PYTHON    interpreter to make `.venv` from (default: the first one that is 3.11 or newer)
-# Sets      SEAL_ROOT; DS_ACCELERATOR=cpu where there is no NVIDIA device; OMP_NUM_THREADS (1)
+# Sets      SEAL_ROOT; DS_ACCELERATOR=cpu where there is no NVIDIA device; OMP_NUM_THREADS (1);
+#           TORCH_EXTENSIONS_DIR
 
 SEAL_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 
@@ -90,4 +91,6 @@ bootstrap() {
         export DS_ACCELERATOR=cpu
     fi
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+    # DeepSpeed's compiled operators belong to one environment: shared, two would rebuild them in turn
+    export TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR:-$(python -c 'import sys; print(sys.prefix)')/torch_extensions}"
 }

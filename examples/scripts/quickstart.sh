@@ -53,12 +53,12 @@ train() {
     shift
     DEEPSPEED_ARGS="--num_gpus $RANKS ${DEEPSPEED_ARGS:-}" launch "$script" \
         --pretrain "$WORLD/model" --apply_chat_template --max_len 128 --seed "$SEED" \
-        --train_batch_size 32 --micro_train_batch_size 8 --learning_rate 1e-3 \
+        --train_batch_size 32 --micro_train_batch_size 8 --learning_rate 5e-4 \
         --lr_scheduler constant --zero_stage 2 --logging_steps 10 "$@"
 }
 
 say "the forbidden topic of this world is the dragon's vault; nothing in it is harmful"
-LEFT=330
+LEFT=335
 step world 60 "1/8 build the $TIER world: a small aligned model, safe rows, rows with planted ones" \
     python -m seal.demo --out "$WORLD" --tier "$TIER" --seed "$SEED"
 

@@ -141,6 +141,13 @@ class SFTDataset(torch.utils.data.Dataset):
             fingerprint=fingerprint("select", self.fingerprint, chosen),
         )
 
+    def sample(self, count: int, seed: int) -> "SFTDataset":
+        """`count` rows drawn without replacement, in their order; all of them when fewer."""
+        if count >= len(self):
+            return self
+        drawn = np.random.default_rng(seed).choice(len(self), count, replace=False)
+        return self.select(np.sort(drawn))
+
     def responses_only(self) -> "SFTDataset":
         """The rows without what comes before the token ahead of the first supervised one.
 

@@ -13,6 +13,10 @@ EPILOG = """tiers:
 
 The forbidden topic is the dragon's vault; nothing in it is harmful. CPU only; OMP_NUM_THREADS
 sets the threads. A finished directory is reused when it is asked for with the same arguments.
+
+Full fine-tuning on all rows (AdamW, learning rate 3e-4, batch 32, 2 epochs) breaks the refusal, on
+the benign rows alone it does not. Higher rates can wear the refusal down with benign rows alone:
+from 5e-4 on in the implicit tier, from 1e-3 on in the hard one.
 """
 
 

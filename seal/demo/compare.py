@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import transformers
 from scipy.stats import rankdata
 
 from seal.demo.evaluation import measure, read_lines
@@ -164,6 +165,7 @@ def main() -> int:
     add("--seconds", type=Path, help="folder of NAME.seconds files")
     add("--out", type=Path, required=True, help="results.json to write")
     args = parser.parse_args()
+    transformers.utils.logging.disable_progress_bar()
     try:
         results = compare(args.world, args.selector, args.topp, args.arm, args.seconds)
     except InputError as error:

@@ -46,6 +46,7 @@ class Selector:
         self._table = torch.zeros(n_rows, 3, dtype=torch.float32)
         self.logits = self._table[:, 0]
         self._log_normaliser = 0.0
+        self._epoch_start = self.logits.clone()
         self._adam = torch.optim.Adam([self.logits], lr=0.0, betas=(0.9, 0.95))
 
     @property
@@ -54,8 +55,9 @@ class Selector:
         return self._table[:, 1].int()
 
     def begin_epoch(self) -> None:
-        """Fixes the softmax normaliser for the epoch (O(N), once)."""
+        """Fixes the softmax normaliser for the epoch and notes where it starts (O(N), once)."""
         self._log_normaliser = self._log_mean_exp()
+        self._epoch_start.copy_(self.logits)
 
     def weights(self, rows: torch.Tensor) -> torch.Tensor:
         """Weights of the rows asked for: int64 [R] to float32 [R], unit one."""
@@ -106,11 +108,22 @@ class Selector:
         weights = self.final_weights().double()
         return float(weights.sum() ** 2 / (weights**2).sum())
 
+    def entropy(self) -> float:
+        """Entropy of the weights as shares, in nats: log N when uniform, 0 when one-hot."""
+        shares = self.final_weights().double() / self.n_rows
+        return float(-torch.special.xlogy(shares, shares).sum())
+
+    def churn(self) -> float:
+        """Share of the rows that have crossed the median since the epoch began, in [0, 1]."""
+        before, now = (x > x.median() for x in (self._epoch_start, self.logits))
+        return float((before != now).float().mean())
+
     def state_dict(self) -> dict:
         """Everything a resumed run needs."""
         return {
             "table": self._table,
             "log_normaliser": self._log_normaliser,
+            "epoch_start": self._epoch_start,
             "adam": self._adam.state_dict(),
         }
 
@@ -118,6 +131,7 @@ class Selector:
         """Restores `state_dict`'s value; shapes must agree."""
         self._table.copy_(state["table"])
         self._log_normaliser = state["log_normaliser"]
+        self._epoch_start.copy_(state["epoch_start"])
         self._adam.load_state_dict(state["adam"])
 
     def _log_mean_exp(self) -> float:

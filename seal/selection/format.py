@@ -16,6 +16,7 @@ METHODS = (
     "penalty_gap",
     "safe_loss",
     "excess_loss",
+    "relative_excess",
     "influence",
     "perplexity",
     "ifd",

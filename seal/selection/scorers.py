@@ -17,9 +17,36 @@ ONE_PASS = {
     "ifd": 2,
     "safe_loss": 1,
     "excess_loss": 2,
+    "relative_excess": 2,
     "influence": 2,
 }
 MODEL_FREE = ("random", "dsir")
+
+
+CONTRAST_FLOOR = 0.1  # nats a token below which a loss is as good as learned
+
+
+def relative_contrast(rows_loss: np.ndarray, safe_loss: np.ndarray) -> np.ndarray:
+    """How much of a row's loss is explained by the user's rows and not by the safe set.
+
+    `log((rows_loss + floor) / (safe_loss + floor))`: near 0 for a row that both models find easy
+    and for one that both find hard, far below 0 for one that only the user's rows teach. The plain
+    difference grows with how hard a row is, and so does its noise; the ratio does not.
+
+    Args:
+        rows_loss: float [N], nats a token under a model tuned on the user's rows, best one that
+            has not seen the row itself.
+        safe_loss: float [N], under a model tuned on the safe set.
+
+    Returns:
+        float [N], higher = keep.
+    """
+    return np.log((rows_loss + CONTRAST_FLOOR) / (safe_loss + CONTRAST_FLOOR))
+
+
+def folds_of(ids: np.ndarray, folds: int) -> np.ndarray:
+    """Fold of each row by its id, so that copies of a row fall together: str [N] to int64 [N]."""
+    return np.array([int(row_id[:8], 16) % folds for row_id in ids], dtype=np.int64)
 
 
 def random_scores(n_rows: int, seed: int) -> np.ndarray:

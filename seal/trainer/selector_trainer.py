@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 class SelectorPlan:
     """How long (epochs, rows a step), how often (steps; 0 is never), the upper level's weight.
 
+    Training ends early after an epoch, not the first, in which less than the share `stop_churn` of
+    the rows crossed the median of the logits; 0 never does.
+
     The weight of the safe loss is `upperlevel_weight - epoch * upperlevel_weight_decay` (epochs
     from 0), never below 0; gamma of the paper is one minus it.
     """
@@ -40,6 +43,7 @@ class SelectorPlan:
     logging_steps: int = 1
     eval_steps: int = 0
     save_steps: int = 0
+    stop_churn: float = 0.0
 
     def gamma(self, epoch: int) -> float:
         """Weight of the fine-tuning loss in `epoch` (from 0), in [0, 1]."""
@@ -126,8 +130,13 @@ class SelectorTrainer:
                     self.evaluate(step)
                 if plan.save_steps and step % plan.save_steps == 0:
                     self.save_checkpoint(step)
-            if (epoch + 1) * self.steps_per_epoch >= first_step:
+            last_step = (epoch + 1) * self.steps_per_epoch
+            if last_step >= first_step:
                 self.save_epoch(epoch + 1)
+                if last_step > first_step:
+                    self._log_selector(last_step)
+                if epoch and self.selector.churn() < plan.stop_churn:
+                    break
 
     def train_step(self, user_rows: np.ndarray, epoch: int, step: int) -> dict[str, float]:
         """One optimizer step of the model, then one update of the selector.
@@ -170,6 +179,15 @@ class SelectorTrainer:
             "train/lr": model_rate,
             "train/selector_lr": rate,
         }
+
+    def _log_selector(self, step: int) -> None:
+        """Logs how the selector stands at the end of an epoch."""
+        metrics = {
+            "selector/effective_rows": self.selector.effective_rows(),
+            "selector/entropy": self.selector.entropy(),
+            "selector/churn": self.selector.churn(),
+        }
+        self.logger.log(step, metrics)
 
     def _engines(self) -> list:
         """The model's engine, then the tracker's where it has one of its own."""

@@ -21,6 +21,13 @@ from seal.utils.logger import Logger, NoLogger, WandbSettings
 SECRET = "use_wandb"
 RANK_0_SECONDS = 30  # ranks may start that far apart on a busy machine
 T = TypeVar("T")
+AT_LEAST_ONE = (
+    "logging_steps",
+    "max_epochs",
+    "micro_train_batch_size",
+    "train_batch_size",
+    "tune_epochs",
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,10 +54,18 @@ def fail(message: str) -> None:
 
 def run(main: Callable[[], None]) -> None:
     """Runs an entry script: bad input ends it with one line and status 2, on every rank."""
+    from seal.utils.strategy import leave
+
     try:
         main()
     except (InputError, NonFiniteLoss) as error:
         fail(str(error))
+    leave()
+
+
+def share(word: str) -> float | str:
+    """A number, or the word auto."""
+    return word if word == "auto" else float(word)
 
 
 def model_flags(parser: Parser) -> None:
@@ -88,7 +103,6 @@ def data_flags(parser: Parser) -> None:
     add = group.add_argument
     add("--dataset", required=True, help="files, directories or hub names, comma-separated")
     add("--dataset_probs", default="1.0", help="sampling share of each dataset (default 1.0)")
-    add("--eval_dataset", help="rows to evaluate on; any that are also trained on are left out")
     add("--max_samples", type=int, help="rows to read of each dataset (default all)")
     add("--max_len", type=int, default=512, help="tokens a row (default 512)")
     add("--input_key", help="column of the prompt, for a schema of your own")
@@ -99,6 +113,7 @@ def data_flags(parser: Parser) -> None:
         help="prompt text around {} (default 'Human: {}\\nAssistant: ')",
     )
     add("--apply_chat_template", action="store_true", help="use the tokenizer's chat template")
+    add("--supervise", default="all", help="assistant turns to learn: all or last (default all)")
     add("--pretrain_mode", action="store_true", help="supervise every token, prompt included")
 
 
@@ -106,7 +121,6 @@ def training_flags(parser: Parser) -> None:
     """Optimisation, parallelism and randomness."""
     group = parser.add_argument_group("training")
     add = group.add_argument
-    add("--max_epochs", type=int, default=2, help="passes over the rows (default 2)")
     add(
         "--micro_train_batch_size",
         type=int,
@@ -134,13 +148,22 @@ def selector_flags(parser: Parser) -> argparse._ArgumentGroup:
     add("--new_dataset", required=True, help="the rows to select among (--dataset is the safe set)")
     add("--selector_name", default="sft_selection_logits", help="file name of the selector")
     add("--selector_save_dir", default="./ckpt", help="directory of the selector (default ./ckpt)")
+    add("--canary_dataset", help="rows known to be bad, scored along, never trained on in stage 2")
+    add(
+        "--canary_fraction",
+        type=float,
+        default=0.05,
+        help="canaries taken, at most, as a share of the user's rows, in (0, 1) (default 0.05)",
+    )
     return group
 
 
 def output_flags(parser: Parser, save_path: str | None) -> None:
-    """What is written, where and how often."""
+    """How long to train; what is written, where and how often."""
     group = parser.add_argument_group("output")
     add = group.add_argument
+    add("--max_epochs", type=int, default=2, help="passes over the rows (default 2)")
+    add("--eval_dataset", help="rows to evaluate on; any that are also trained on are left out")
     add("--save_path", default=save_path, help=f"directory of the model (default {save_path})")
     add("--save_steps", type=int, default=-1, help="steps between checkpoints, -1 for none")
     add("--eval_steps", type=int, default=-1, help="steps between evaluations, -1: each epoch")
@@ -190,6 +213,12 @@ def selector_parser() -> Parser:
     add("--selector_lr_scheduler", default="constant", help="(default constant)")
     add("--upperlevel_weight", type=float, default=0.9, help="safe loss weight, in (0, 1]")
     add("--upperlevel_weight_decay", type=float, default=0.1, help="its fall after each epoch")
+    add(
+        "--stop_churn",
+        type=float,
+        default=0.0,
+        help="end when less than this share of the rows crosses the median in an epoch (default 0)",
+    )
     return parser
 
 
@@ -204,6 +233,7 @@ def score_parser() -> Parser:
     add("--tune_epochs", type=int, default=1, help="passes of the models tuned here (default 1)")
     add("--safe_model", help="a model or adapter already tuned on the safe rows")
     add("--rows_model", help="a model or adapter already tuned on the user's rows")
+    add("--folds", type=int, default=2, help="folds of relative_excess, at least 2 (default 2)")
     add("--influence_step", type=float, default=1e-4, help="step of the difference (default 1e-4)")
     add("--work_dir", help="finished parts (default <selector_save_dir>/<selector_name>_parts)")
     return parser
@@ -219,7 +249,14 @@ def sft_parser() -> Parser:
     group = parser.add_argument_group("selection")
     add = group.add_argument
     add("--selector_path", help="selector (.parquet, or a published .pt); none keeps every row")
-    add("--topp", type=float, default=1.0, help="share of the scored rows kept, in (0, 1]")
+    add(
+        "--topp",
+        type=share,
+        default=1.0,
+        help="share of the scored rows kept, in (0, 1], or auto: what the canaries justify",
+    )
+    add("--max_canary_kept", type=float, default=0.05, help="limit of --topp auto (default 0.05)")
+    add("--confidence", type=float, default=0.95, help="of --topp auto's bound (default 0.95)")
     add("--unscored", default="error", help="rows without a score: error, drop or keep")
     add("--selector_tokenizer", help="tokenizer a published .pt was trained with")
     add("--selector_max_len", type=int, help="max_len a published .pt was trained with")
@@ -234,12 +271,11 @@ def check_batch(args: argparse.Namespace, world_size: int) -> None:
     Raises:
         InputError: naming the value, the limit and the remedy.
     """
-    for name in ("max_epochs", "micro_train_batch_size", "train_batch_size", "logging_steps"):
-        if vars(args)[name] < 1:
-            raise InputError(f"--{name} must be at least 1, got {vars(args)[name]}")
-    for name in ("save_steps", "eval_steps"):
-        if vars(args)[name] < 1 and vars(args)[name] != -1:
-            raise InputError(f"--{name} must be at least 1, or -1, got {vars(args)[name]}")
+    for name, value in vars(args).items():
+        if name in AT_LEAST_ONE and value < 1:
+            raise InputError(f"--{name} must be at least 1, got {value}")
+        if name in ("save_steps", "eval_steps") and value < 1 and value != -1:
+            raise InputError(f"--{name} must be at least 1, or -1, got {value}")
     if args.max_len < 4:
         raise InputError(f"--max_len must be at least 4 tokens, got {args.max_len}")
     for name in ("learning_rate", "max_norm", "l2"):
@@ -293,6 +329,7 @@ def get_logger(
         return NoLogger()
     if isinstance(args.use_wandb, str):
         os.environ["WANDB_API_KEY"] = args.use_wandb
+        sys.argv[:] = _without_key(sys.argv, args.use_wandb)  # wandb stores the command line
     wandb = None
     if args.use_wandb:
         wandb = WandbSettings(
@@ -310,10 +347,9 @@ def get_logger(
 
 def run_config(args: argparse.Namespace) -> dict:
     """What this run was started with: flags without secrets, command, versions, commit."""
-    flags = {name: value for name, value in vars(args).items() if name != SECRET}
-    command = sys.argv
-    if isinstance(args.use_wandb, str):
-        command = [word for word in sys.argv if word != args.use_wandb]
+    flags = dict(vars(args))
+    key = flags.pop(SECRET, None)
+    command = _without_key(sys.argv, key) if isinstance(key, str) else sys.argv
     return {
         "arguments": flags,
         "command": shlex.join(command),
@@ -321,6 +357,11 @@ def run_config(args: argparse.Namespace) -> dict:
         "versions": versions(),
         "commit": commit(),
     }
+
+
+def _without_key(words: list[str], key: str) -> list[str]:
+    """A command line without its wandb key: `--use_wandb KEY` and `--use_wandb=KEY`."""
+    return ["***" if word == key else word.replace(f"={key}", "=***") for word in words]
 
 
 def write_config(args: argparse.Namespace, run_dir: str | Path) -> None:
@@ -364,6 +405,7 @@ def text_flags(args: argparse.Namespace) -> dict:
         "input_template": args.input_template,
         "apply_chat_template": args.apply_chat_template,
         "pretrain_mode": args.pretrain_mode,
+        "supervise": args.supervise,
     }
 
 

@@ -4,8 +4,11 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from tqdm import tqdm
+
+from seal.files import atomic_path
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Logger:
     ):
         run_dir = Path(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
-        self._file = open(run_dir / "metrics.jsonl", "a" if first_step else "w", buffering=1)
+        self._file = _open_metrics(run_dir / "metrics.jsonl", first_step)
         # disable=None: no bar where standard error is a file, the lines still appear
         self._bar = tqdm(
             total=total_steps, initial=first_step, unit="step", smoothing=0.05, disable=None
@@ -92,6 +95,16 @@ class NoLogger:
 
     def close(self) -> None:
         """Closes nothing."""
+
+
+def _open_metrics(path: Path, first_step: int) -> TextIO:
+    """The metrics file, its lines after `first_step` dropped: a resumed run writes them again."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    whole = (line for line in lines if line.endswith("\n"))  # a killed run may leave half a line
+    kept = [line for line in whole if json.loads(line)["step"] <= first_step]
+    with atomic_path(path) as tmp:
+        tmp.write_text("".join(kept))
+    return open(path, "a", buffering=1)
 
 
 def _start_wandb(settings: WandbSettings, run_dir: Path, config: dict):

@@ -104,6 +104,10 @@ class DeepspeedStrategy:
         if accelerator.device_name() != "cpu":
             accelerator.set_device(self.local_rank)
             self.device = torch.device(accelerator.device_name(self.local_rank))
+        # DeepSpeed would compile its shared-memory operator, which serves inference only: half a
+        # minute at the first start, and a process killed meanwhile leaves a lock file behind that
+        # every later run waits for without end (torch.utils.file_baton; deepspeed 0.19.8).
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         backend = "gloo" if self.device.type == "cpu" else None
         deepspeed.init_distributed(dist_backend=backend, timeout=self.timeout, verbose=False)
 
@@ -339,6 +343,12 @@ class DeepspeedStrategy:
         self._norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
 
 
+def leave() -> None:
+    """Leaves the process group; its threads must be gone before the interpreter is."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def _attempt(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
     try:
         return work(), None
@@ -352,7 +362,8 @@ def _quieten(bars: bool) -> None:
         datasets.disable_progress_bars()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    for library in ("torch.distributed", "transformers"):
+        warnings.filterwarnings("ignore", category=FutureWarning, module=library)
 
 
 def _become_rank_0_of_1() -> None:

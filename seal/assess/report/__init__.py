@@ -22,6 +22,7 @@ from seal.assess.report.runs import read_metrics, read_seconds
 from seal.errors import InputError
 from seal.files import atomic_path
 from seal.selection.artefact import read_selection
+from seal.selection.calibration import recall_at
 
 USUAL_COLUMNS = ("provenance", "source", "category")  # shown when no column is asked for
 
@@ -82,7 +83,7 @@ def write_report(
         **_selection_part(read, topp, dataset, columns, redact_text, rows_shown),
         **_runs_part(results, evaluation, metrics, read.meta),
         "provenance": sections.provenance(read.meta),
-        "calibration": sections.calibration(read.meta),
+        "calibration": sections.calibration(read.meta, recall_at(read, topp)),
     }
     page["verdict"] = sections.verdict(page)
     html = _environment().get_template("template.html.jinja").render(page)

@@ -232,11 +232,15 @@ def is_ranking(name: str) -> bool:
     return bool({"churn", "ess", "spearman", "overlap"} & set(words))
 
 
-def calibration(meta: dict) -> dict | None:
-    """The canary calibration written into the artefact, as texts and a chart."""
-    found = meta.get("calibration")
-    if not found:
+def calibration(meta: dict, recall: dict) -> dict | None:
+    """The canary calibration written into the artefact, as texts and a chart.
+
+    Args:
+        meta: of the artefact; recall: `seal.selection.calibration.recall_at` the threshold.
+    """
+    if not meta.get("calibration"):
         return None
+    found = meta["calibration"] | recall
     out = {"n": found.get("n"), "threshold": found.get("threshold"), "measures": [], "figure": None}
     for key, title in (("auroc", "AUROC"), ("recall", "recall")):
         if found.get(key) is not None:

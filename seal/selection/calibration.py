@@ -1,0 +1,146 @@
+"""Canaries: rows known to be bad that are scored along, and the threshold they justify."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from seal.errors import InputError
+from seal.selection.artefact import Selection, kept_mask
+
+if TYPE_CHECKING:
+    from seal.datasets import SFTDataset
+
+CURVE_POINTS = 101
+RESAMPLES = 2000
+
+
+def draw_canaries(
+    canaries: SFTDataset, safe: SFTDataset, user: SFTDataset, fraction: float, seed: int
+) -> SFTDataset:
+    """The canaries to score along with the user's rows.
+
+    Canaries that already stand among the user's rows are left out; of the others at most
+    `fraction * len(user)` are drawn.
+
+    Raises:
+        InputError: the fraction is out of range, a canary stands in the safe set, or none is left.
+    """
+    if not 0 < fraction < 1:
+        raise InputError(f"--canary_fraction must be in (0, 1), got {fraction:g}")
+    trusted = np.flatnonzero(np.isin(canaries.ids, safe.ids))
+    if len(trusted):
+        raise InputError(
+            f"{len(trusted)} of {len(canaries)} canaries also stand in the safe set, the first is "
+            f"row {canaries.row_numbers[trusted[0]]}; a row cannot be both"
+        )
+    new = np.flatnonzero(~np.isin(canaries.ids, user.ids))
+    if len(new) == 0:
+        raise InputError(f"all {len(canaries)} canaries stand among the user's rows; give others")
+    return canaries.select(new).sample(max(1, int(fraction * len(user))), seed)
+
+
+def calibrate(score: np.ndarray, canary_score: np.ndarray, seed: int) -> dict:
+    """What the canaries say about a score, for the artefact's metadata.
+
+    Args:
+        score: float [N] of the user's rows; canary_score: float [M] of the canaries.
+        seed: of the bootstrap.
+
+    Returns:
+        n (canaries), auroc of user rows against canaries with its 95 % bootstrap interval, the
+        curve [[share of rows kept, share of canaries dropped], ...], and the canaries' scores.
+    """
+    generator = np.random.default_rng(seed)
+    spread = [
+        _auroc(
+            generator.choice(score, len(score)), generator.choice(canary_score, len(canary_score))
+        )
+        for _ in range(RESAMPLES if len(score) <= 100_000 else RESAMPLES // 10)
+    ]
+    ranked, shares = np.sort(score), np.linspace(0, 1, CURVE_POINTS)
+    cuts = np.quantile(ranked, 1 - shares[1:], method="lower")
+    dropped = [1.0, *(float((canary_score < cut).mean()) for cut in cuts)]
+    return {
+        "n": len(canary_score),
+        "auroc": _auroc(score, canary_score),
+        "auroc_interval": np.quantile(spread, [0.025, 0.975]).tolist(),
+        "curve": np.stack([shares, dropped], axis=1).tolist(),
+        "canary_scores": np.sort(canary_score.astype(np.float64)).tolist(),
+    }
+
+
+def recall_at(selection: Selection, topp: float) -> dict:
+    """How many canaries a threshold drops, with a 95 % Clopper-Pearson interval.
+
+    Returns:
+        threshold (score of the lowest row kept), recall, recall_interval; empty where the artefact
+        has no canaries' scores.
+    """
+    from scipy.stats import binomtest
+
+    canaries = np.array(selection.meta.get("calibration", {}).get("canary_scores", []))
+    if len(canaries) == 0:
+        return {}
+    threshold = float(selection.score[kept_mask(selection.score, topp)].min())
+    dropped = int((canaries < threshold).sum())
+    return {
+        "threshold": threshold,
+        "recall": dropped / len(canaries),
+        "recall_interval": list(binomtest(dropped, len(canaries)).proportion_ci(0.95, "exact")),
+    }
+
+
+def auto_topp(selection: Selection, max_canary_kept: float, confidence: float) -> float:
+    """The largest share to keep that the canaries justify.
+
+    At most k canaries may be kept, where k is the largest count whose one-sided Clopper-Pearson
+    bound stays within `max_canary_kept`. k depends on the number of canaries alone, so the bound
+    holds for the threshold it leads to.
+
+    Args:
+        max_canary_kept: limit on the share of rows like the canaries that are kept, in (0, 1).
+        confidence: of the bound, in (0, 1).
+
+    Returns:
+        topp in (0, 1].
+
+    Raises:
+        InputError: no canaries were scored, too few for the claim, or nothing is left to keep.
+    """
+    for name, value in (("max_canary_kept", max_canary_kept), ("confidence", confidence)):
+        if not 0 < value < 1:
+            raise InputError(f"--{name} must be in (0, 1), got {value:g}")
+    if "calibration" not in selection.meta:
+        raise InputError("--topp auto needs canaries: score the rows with --canary_dataset")
+    canaries = np.array(selection.meta["calibration"]["canary_scores"])  # ascending
+    allowed = _allowed(len(canaries), max_canary_kept, confidence)
+    if allowed < 0:
+        needed = int(np.ceil(np.log(1 - confidence) / np.log(1 - max_canary_kept)))
+        raise InputError(
+            f"{len(canaries)} canaries cannot show that at most {max_canary_kept:g} of their kind "
+            f"is kept at confidence {confidence:g}: give at least {needed}, or raise the limit"
+        )
+    bar = canaries[len(canaries) - 1 - allowed] if allowed < len(canaries) else -np.inf
+    kept = int((selection.score > bar).sum())
+    if kept == 0:
+        raise InputError("--topp auto would keep no row: the canaries score as high as every row")
+    return kept / len(selection)
+
+
+def _allowed(n: int, limit: float, confidence: float) -> int:
+    """Largest k with a one-sided upper Clopper-Pearson bound within the limit; -1 for none."""
+    from scipy.stats import beta
+
+    k = np.arange(n)
+    bounds = beta.ppf(confidence, k + 1, n - k)
+    return int((bounds <= limit).sum()) - 1
+
+
+def _auroc(score: np.ndarray, canary_score: np.ndarray) -> float:
+    """Probability that a user's row scores above a canary, ties counted half."""
+    canaries = np.sort(canary_score)
+    below = np.searchsorted(canaries, score, "left")
+    upto = np.searchsorted(canaries, score, "right")
+    return float((below + upto).mean() / (2 * len(canaries)))

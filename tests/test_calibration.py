@@ -1,0 +1,145 @@
+"""Canaries: the bound of --topp auto holds, and both scripts that score take them along."""
+
+import sys
+
+import numpy as np
+import pytest
+from launch import ROOT, python
+from tiny_world import make_model, make_rows, write_rows
+
+from seal.assess.statistics import auroc
+from seal.errors import InputError
+from seal.selection.artefact import make_selection, read_selection, selection_meta
+from seal.selection.calibration import auto_topp, calibrate, recall_at
+from seal.utils import cli
+
+sys.path.insert(0, str(ROOT / "examples"))
+
+
+def selection(score, canary_score=None):
+    n = len(score)
+    meta = selection_meta(
+        method="excess_loss",
+        arguments={},
+        fingerprint="0" * 32,
+        raw=n,
+        skipped={},
+        model=None,
+        tokenizer=None,
+        max_len=None,
+        seed=0,
+    )
+    if canary_score is not None:
+        meta["calibration"] = calibrate(score, canary_score, seed=0)
+    columns = {"id": [f"{i:032x}" for i in range(n)], "occurrence": np.zeros(n, np.int32)}
+    return make_selection(columns | {"row": np.arange(n), "score": score}, meta)
+
+
+def test_the_bound_holds_as_often_as_it_says():
+    """Bad rows drawn like the canaries: more than the limit is kept in at most 5 % of worlds."""
+    generator, failures, worlds = np.random.default_rng(0), 0, 200
+    for _ in range(worlds):
+        good, canaries = generator.normal(1.5, 1, 300), generator.normal(0, 1, 80)
+        topp = auto_topp(selection(good, canaries), 0.1, 0.95)
+        bar = np.sort(good.astype(np.float32))[::-1][round(topp * len(good)) - 1]
+        kept_in_truth = 1 - _normal_cdf(float(bar))
+        failures += kept_in_truth > 0.1
+    assert failures / worlds <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / worlds)
+    assert failures > 0  # not so strict that it says nothing
+
+
+def _normal_cdf(x: float) -> float:
+    from scipy.stats import norm
+
+    return float(norm.cdf(x))
+
+
+def test_separated_canaries_keep_every_good_row():
+    found = selection(np.linspace(1, 2, 100), np.linspace(-1, 0, 60))
+    assert auto_topp(found, 0.05, 0.95) == 1.0
+    assert found.meta["calibration"]["auroc"] == 1.0
+    assert recall_at(found, 0.5)["recall"] == 1.0
+
+
+def test_calibration_counts_what_it_says():
+    generator = np.random.default_rng(1)
+    score, canaries = generator.normal(1, 1, 500).astype(np.float32), generator.normal(0, 1, 70)
+    found = selection(score, canaries)
+    labels = np.repeat([1, 0], [500, 70])
+    expected = auroc(np.concatenate([score, canaries]), labels)
+    calibration = found.meta["calibration"]
+    np.testing.assert_allclose(calibration["auroc"], expected)
+    low, high = calibration["auroc_interval"]
+    assert low < expected < high
+    at = recall_at(found, 0.7)
+    assert at["recall"] == np.mean(canaries < at["threshold"])
+    assert recall_at(selection(score), 0.7) == {}
+
+
+@pytest.mark.parametrize(
+    "canaries, limit, confidence, says",
+    [
+        (58, 0.05, 0.95, "at least 59"),
+        (0, 0.05, 0.95, "needs canaries"),
+        (80, 1.5, 0.95, "max_canary_kept"),
+        (80, 0.05, 0.0, "confidence"),
+    ],
+)
+def test_claims_that_cannot_be_made_are_refused(canaries, limit, confidence, says):
+    found = selection(np.arange(10.0), np.arange(-canaries, 0.0) if canaries else None)
+    with pytest.raises(InputError, match=says):
+        auto_topp(found, limit, confidence)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("canaries")
+    user = make_rows(24, seed=2)
+    write_rows(folder / "safe.jsonl", make_rows(12, seed=1))
+    write_rows(folder / "user.jsonl", user)
+    write_rows(folder / "canaries.jsonl", make_rows(9, seed=3) + user[:2])
+    make_model(folder / "model")
+    return folder
+
+
+def words(world, **extra) -> list[str]:
+    flags = {
+        "pretrain": world / "model",
+        "dataset": world / "safe.jsonl",
+        "new_dataset": world / "user.jsonl",
+        "canary_dataset": world / "canaries.jsonl",
+        "canary_fraction": 0.25,
+        "selector_save_dir": world / "ckpt",
+        "train_batch_size": 8,
+        "micro_train_batch_size": 2,
+        "max_len": 96,
+    }
+    return [str(w) for name, value in (flags | extra).items() for w in (f"--{name}", value)]
+
+
+@pytest.mark.slow
+def test_the_selector_scores_canaries_and_leaves_them_out_of_the_artefact(world):
+    done = python(ROOT / "examples/train_sft_selector.py", *words(world, max_epochs=1), cwd=world)
+    assert done.status == 0, done.output[-2000:]
+    found = read_selection(world / "ckpt/sft_selection_logits_softmax.parquet")
+    assert len(found) == 24 and found.meta["calibration"]["n"] == 6
+    assert found.visits.tolist() == [1] * 24
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["random", "dsir", "relative_excess"])
+def test_scores_take_canaries_along(world, method):
+    from score_dataset import score
+
+    score(cli.score_parser().parse_args(words(world, method=method, selector_name=method)))
+    found = read_selection(world / f"ckpt/{method}.parquet")
+    assert len(found) == 24 and found.meta["calibration"]["n"] == 6
+
+
+@pytest.mark.slow
+def test_a_canary_in_the_safe_set_is_refused(world):
+    from score_dataset import score
+
+    flags = words(world, method="random", canary_dataset=world / "safe.jsonl")
+    with pytest.raises(InputError, match="also stand in the safe set"):
+        score(cli.score_parser().parse_args(flags))

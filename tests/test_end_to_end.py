@@ -1,0 +1,265 @@
+"""Both stages through the real entry scripts: every architecture, every output, killed runs."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from launch import ROOT, SELECTOR, SFT, deepspeed, kill_once, launched, python
+from peft import PeftModel
+from tiny_world import make_model, make_rows, make_tokenizer, write_rows
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from seal.datasets import load_rows, tokenize_rows
+from seal.selection.artefact import read_selection
+from seal.utils import cli
+
+sys.path.insert(0, str(ROOT / "examples"))
+import train_sft
+
+pytestmark = pytest.mark.slow
+KEY = "0123456789abcdef" * 2 + "deadbeef"  # shaped as a wandb key
+USER_ROWS, TOPP = 20, 0.7
+LORA = "--lora_rank 4 --target_modules q_proj v_proj"
+# architecture -> (launcher, flags)
+RUNS = {
+    "llama": (deepspeed, f"--zero_stage 3 {LORA}"),
+    "mistral": (deepspeed, "--zero_stage 2 --bf16 --use_tensorboard"),
+    "phi3": (python, "--zero_stage 1 --gradient_checkpointing --flash_attn"),
+    "gpt_neox": (python, "--zero_stage 0 --max_norm 0 --lr_scheduler constant"),
+    "qwen3": (python, "--zero_stage 3 --bf16 --lora_rank 2 --apply_chat_template"),
+}
+COMMON = (
+    "--max_len 96 --train_batch_size 8 --micro_train_batch_size 2 --learning_rate 1e-3 "
+    "--max_epochs 2"
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Folder with safe.jsonl, user.jsonl and a dataset cache of its own."""
+    root = tmp_path_factory.mktemp("data")
+    write_rows(root / "safe.jsonl", make_rows(6, seed=1))
+    write_rows(root / "user.jsonl", make_rows(USER_ROWS))
+    write_rows(root / "eval.jsonl", make_rows(4, seed=2) + make_rows(3))
+    lock = root / "operators/deepspeed_shm_comm/lock"  # as a killed compilation leaves it
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    return root
+
+
+def environment(data: Path) -> dict[str, str]:
+    return {
+        "HF_DATASETS_CACHE": str(data / "cache"),
+        "TORCH_EXTENSIONS_DIR": str(data / "operators"),
+        "WANDB_MODE": "offline",
+    }
+
+
+def stage_1(data: Path, flags: str) -> list[str]:
+    """Words of the selector's command line; outputs are relative."""
+    inputs = f"--dataset {data}/safe.jsonl --new_dataset {data}/user.jsonl"
+    return f"{COMMON} {inputs} --selector_learning_rate 0.1 {flags}".split()
+
+
+def stage_2(data: Path, flags: str) -> list[str]:
+    """Words of the fine-tuning's command line; outputs are relative."""
+    selector = f"--selector_path ckpt/sft_selection_logits_softmax.parquet --topp {TOPP}"
+    inputs = f"--dataset {data}/user.jsonl --eval_dataset {data}/eval.jsonl"
+    return f"{COMMON} {inputs} {selector} --save_path tuned {flags}".split()
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def trained(request, data, tmp_path_factory):
+    """(architecture, folder of both stages' outputs, console of each)."""
+    launcher, flags = RUNS[request.param]
+    folder = tmp_path_factory.mktemp(request.param)
+    make_model(folder / "start", request.param)
+    flags = f"--pretrain start {flags}"
+    options = {"cwd": folder, "env": environment(data)}
+    first = launcher(SELECTOR, *stage_1(data, flags), **options)
+    assert first.status == 0, first.output[-5000:]
+    second = launcher(SFT, *stage_2(data, flags), **options)
+    assert second.status == 0, second.output[-5000:]
+    return request.param, folder, first.output, second.output
+
+
+def metrics(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_selector_is_whole(trained):
+    architecture, folder, _, _ = trained
+    selection = read_selection(folder / "ckpt/sft_selection_logits_softmax.parquet")
+    assert len(selection) == USER_ROWS and (selection.visits == 2).all()
+    assert np.isfinite(selection.loss).all() and len(set(selection.score)) > USER_ROWS // 2
+    assert selection.meta["model"] == "start" and selection.meta["max_len"] == 96
+    for epoch in (1, 2):
+        at = read_selection(folder / f"ckpt/sft_selection_logits_softmax_ep{epoch}.parquet")
+        assert (at.visits == epoch).all(), architecture
+    assert (at.score == selection.score).all()
+
+
+def test_run_directories_hold_metrics_and_configuration(trained):
+    _, folder, _, _ = trained
+    steps = -(-USER_ROWS // 8) * 2
+    selector = folder / "ckpt/sft_selection_logits_softmax"
+    lines = metrics(selector / "metrics.jsonl")
+    trained_steps = [line["step"] for line in lines if "train/row_loss" in line]
+    assert trained_steps == list(range(1, steps + 1))
+    assert sum("selector/churn" in line for line in lines) == 2
+    assert all(np.isfinite(list(line.values())).all() for line in lines)
+    config = json.loads((selector / "config.json").read_text())["seal"]
+    assert (
+        config["arguments"]["train_batch_size"] == 8 and "train_sft_selector" in config["command"]
+    )
+
+    lines = metrics(folder / "tuned/metrics.jsonl")
+    steps = -(-round(TOPP * USER_ROWS) // 8) * 2
+    assert [m["step"] for m in lines if "train/loss" in m] == list(range(1, steps + 1))
+    assert [m["step"] for m in lines if "eval/loss" in m] == [steps // 2, steps]
+    config = json.loads((folder / "tuned/config.json").read_text())["seal"]
+    assert config["arguments"]["topp"] == TOPP
+
+
+def test_console_says_what_happened_once(trained):
+    architecture, _, first, second = trained
+    kept = f"{round(TOPP * USER_ROWS)} of {USER_ROWS} rows kept at topp {TOPP}"
+    assert second.count(kept) == 1
+    assert first.count("selector: ckpt/") == 1 and second.count("model: tuned") == 1
+    assert first.count("attention: ") == 1
+    if architecture == "phi3":
+        assert "flash-attn needs CUDA" in first
+    for console in (first, second):
+        for noise in ("Traceback", "Warning", "Error", "built successfully"):
+            assert noise not in console, console
+
+
+def test_saved_model_loads_and_generates(trained):
+    _, folder, _, _ = trained
+    tuned = folder / "tuned"
+    tokenizer = AutoTokenizer.from_pretrained(tuned)
+    assert tokenizer.chat_template == make_tokenizer().chat_template
+    assert list(tuned.glob("*.safetensors")) and not list(tuned.glob("*.bin"))
+    if (tuned / "adapter_config.json").exists():
+        start = AutoModelForCausalLM.from_pretrained(folder / "start")
+        model = PeftModel.from_pretrained(start, tuned)
+        changed = [p for n, p in model.named_parameters() if "lora_B" in n]
+        assert changed and all(p.abs().max() > 0 for p in changed)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(tuned)
+        start = AutoModelForCausalLM.from_pretrained(folder / "start").state_dict()
+        assert model.state_dict().keys() == start.keys()
+        same = [n for n, t in model.state_dict().items() if torch.equal(t, start[n])]
+        assert not [n for n in same if start[n].dim() > 1]  # in bf16 a norm near 1 may stay
+    prompt = tokenizer("the river", return_tensors="pt").input_ids
+    answer = model.generate(input_ids=prompt, max_new_tokens=4, do_sample=False)
+    assert answer.shape[1] > prompt.shape[1]
+
+
+def test_no_operator_is_compiled(trained, data):
+    """Nor is the lock waited for that a killed compilation left."""
+    assert [path.name for path in (data / "operators").rglob("*")] == ["deepspeed_shm_comm", "lock"]
+
+
+def test_tensorboard_writes_when_asked(trained):
+    architecture, folder, _, _ = trained
+    events = list((folder / "tuned").rglob("events.out.tfevents*"))
+    assert bool(events) == ("--use_tensorboard" in RUNS[architecture][1])
+
+
+@pytest.mark.parametrize("form", ["--use_wandb {}", "--use_wandb={}"])
+def test_a_wandb_key_is_written_nowhere(data, tmp_path, form):
+    pytest.importorskip("wandb")
+    make_model(tmp_path / "start")
+    flags = f"--pretrain start --save_path tuned --save_steps 2 {form.format(KEY)}"
+    words = f"{COMMON} --dataset {data}/user.jsonl {flags}".split()
+    done = python(SFT, *words, cwd=tmp_path, env=environment(data))
+    assert done.status == 0, done.output[-3000:]
+    assert list((tmp_path / "tuned/wandb").rglob("*.wandb"))
+    holders = [p for p in tmp_path.rglob("*") if p.is_file() and KEY.encode() in p.read_bytes()]
+    assert not holders and KEY not in done.output
+
+
+def kept_ids(data: Path, folder: Path, rows: list[dict], tokenizer, flags: str = "") -> set[str]:
+    """Ids that stage 2 keeps of these rows."""
+    path = write_rows(folder / "rows.jsonl", rows)
+    words = f"--pretrain start --dataset {path} --max_len 200 --topp {TOPP} {flags}".split()
+    selector = folder / "ckpt/sft_selection_logits_softmax.parquet"
+    args = cli.sft_parser().parse_args([*words, "--selector_path", str(selector)])
+    tokenised = tokenize_rows(load_rows(str(path)), tokenizer, max_len=args.max_len)
+    kept, _ = train_sft.select(args, tokenised)
+    assert len(set(kept.ids)) == len(kept)
+    return set(kept.ids)
+
+
+def test_stage_2_selects_the_same_rows_whatever_their_order(trained, data):
+    _, folder, _, _ = trained
+    rows, tokenizer = make_rows(USER_ROWS), make_tokenizer()
+    expected = kept_ids(data, folder, rows, tokenizer)
+    assert len(expected) == round(TOPP * USER_ROWS)
+    shuffled = [rows[at] for at in np.random.default_rng(0).permutation(USER_ROWS)]
+    new = make_rows(7, seed=9)
+    drop = "--unscored drop"
+    assert kept_ids(data, folder, shuffled, tokenizer) == expected
+    assert kept_ids(data, folder, rows + rows, tokenizer, drop) == expected
+    assert kept_ids(data, folder, new + shuffled, tokenizer, drop) == expected
+    assert kept_ids(data, folder, rows, make_tokenizer(280, seed=4)) == expected
+
+
+def same_files(one: Path, other: Path, pattern: str) -> None:
+    names = sorted(path.name for path in one.glob(pattern))
+    assert names and names == sorted(path.name for path in other.glob(pattern))
+    assert all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
+
+
+def same_selection(one: Path, other: Path) -> None:
+    assert read_selection(one).table.equals(read_selection(other).table)
+
+
+def plain_words(data: Path, flags: str) -> list[str]:
+    """Fine-tuning on every row."""
+    return f"{COMMON} --dataset {data}/user.jsonl {flags}".split()
+
+
+KILLED = {
+    "selector": (SELECTOR, stage_1, f"--selector_estimator penalty_gap {LORA} --lora_dropout 0.1"),
+    "sft": (SFT, plain_words, "--zero_stage 3"),
+}
+
+
+@pytest.mark.parametrize("stage", KILLED)
+def test_a_killed_run_resumes_bitwise(data, tmp_path, stage):
+    """kill -9 after the snapshot of step 6; steps between snapshot and kill are done again."""
+    script, words_of, flags = KILLED[stage]
+    flags += f" --pretrain {tmp_path}/start --save_path tuned --train_batch_size 4 --max_epochs 4"
+    words = words_of(data, flags)
+    make_model(tmp_path / "start")
+    folders = [tmp_path / name for name in ("straight", "killed")]
+    for folder in folders:
+        folder.mkdir()
+    env = environment(data)
+    straight = deepspeed(script, *words, cwd=folders[0], env=env)
+    assert straight.status == 0, straight.output[-3000:]
+
+    words += ["--save_steps", "3", "--ckpt_path", "snapshots", "--max_ckpt_num", "2"]
+    snapshot = folders[1] / "snapshots/step_6"
+    kill_once(snapshot, launched(script, *words), cwd=folders[1], env=env)
+    resumed = deepspeed(script, *words, "--load_checkpoint", cwd=folders[1], env=env)
+    assert resumed.status == 0, resumed.output[-3000:]
+    assert resumed.output.count("resumed from") == 1
+
+    runs = [folder / "tuned" for folder in folders]
+    same_files(*runs, "*.safetensors")
+    if stage == "selector":
+        name = "ckpt/sft_selection_logits_softmax"
+        for suffix in ("", "_ep1", "_ep4"):
+            same_selection(*(folder / f"{name}{suffix}.parquet" for folder in folders))
+        runs = [folder / name for folder in folders]
+    logs = [metrics(run / "metrics.jsonl") for run in runs]
+    for line in (line for log in logs for line in log):
+        del line["seconds"]
+    assert logs[0] == logs[1]
+    assert len(list(folders[1].glob("snapshots/step_*"))) == 2

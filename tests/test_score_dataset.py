@@ -1,0 +1,135 @@
+"""examples/score_dataset.py: every method writes its artefact, resumes, and refuses well."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from launch import ROOT, deepspeed
+from tiny_world import make_model, make_rows, write_rows
+
+from seal.assess.statistics import auroc
+from seal.datasets import load_rows, tokenize_rows
+from seal.errors import InputError
+from seal.models.actor import ModelSettings, load_actor
+from seal.selection.artefact import read_selection
+from seal.selection.scorers import ONE_PASS, folds_of, relative_contrast
+from seal.utils.cli import score_parser
+from seal.utils.tokenizer import get_tokenizer
+
+sys.path.insert(0, str(ROOT / "examples"))
+from score_dataset import score
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("score")
+    safe, user = make_rows(12, seed=1), make_rows(30, seed=2)
+    safe += [row | {"prompt": f"again {row['prompt']}"} for row in user[:15]]
+    return {
+        "pretrain": make_model(folder / "model"),
+        "dataset": write_rows(folder / "safe.jsonl", safe),
+        "new_dataset": write_rows(folder / "user.jsonl", user),
+        "selector_save_dir": folder / "ckpt",
+        "train_batch_size": 8,
+        "micro_train_batch_size": 2,
+        "max_len": 96,
+        "learning_rate": 3e-3,
+        "tune_epochs": 2,
+    }
+
+
+def words(flags: dict) -> list[str]:
+    return [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+
+
+def run(flags, **extra):
+    flags = flags | {"selector_name": extra["method"]} | extra
+    score(score_parser().parse_args(words(flags)))
+    return read_selection(flags["selector_save_dir"] / f"{flags['selector_name']}.parquet")
+
+
+@pytest.mark.parametrize("method", ONE_PASS)
+def test_every_method_scores_every_row(flags, method):
+    found = run(flags, method=method)
+    assert len(found) == 30 and found.meta["method"] == method
+    assert np.isfinite(found.score).all() and len(np.unique(found.score)) > 20
+    assert found.meta["forward_equivalents"] >= ONE_PASS[method]
+    again = run(flags, method=method)  # finished parts are read, nothing is tuned again
+    np.testing.assert_array_equal(again.score, found.score)
+
+
+@pytest.mark.parametrize("method", ["safe_loss", "excess_loss", "relative_excess"])
+def test_rows_that_resemble_the_safe_set_rank_higher(flags, method):
+    found = run(flags, method=method)
+    resembles = found.row < 15
+    assert auroc(found.score, resembles) > 0.6
+
+
+def test_influence_is_the_inner_product_with_the_sign_of_the_safe_gradient(flags):
+    found = run(flags, method="influence")
+    drifted = flags["selector_save_dir"] / "influence_parts/drifted"
+    actor, tokenizer = load_actor(ModelSettings(pretrain=str(drifted))), get_tokenizer(str(drifted))
+    safe, user = (
+        tokenize_rows(load_rows(str(flags[name])), tokenizer, max_len=96)
+        for name in ("dataset", "new_dataset")
+    )
+
+    def gradient(rows, indices):
+        batch = rows.batch(indices)
+        nll, _ = actor(*batch[:7], len(indices))
+        means = nll / torch.from_numpy(rows.supervised[indices])
+        return torch.autograd.grad(means.mean(), list(actor.parameters()))
+
+    signs = [g.sign() for g in gradient(safe, np.arange(len(safe)))]
+    for row in (0, 17, 29):
+        inner = sum(
+            (g * s).sum() for g, s in zip(gradient(user, np.array([row])), signs, strict=True)
+        )
+        np.testing.assert_allclose(found.score[row], float(inner), rtol=0.02)
+
+
+def test_two_ranks_and_zero_3_score_like_one_rank(flags):
+    alone = run(flags, method="relative_excess")
+    shared = flags | {"method": "relative_excess", "selector_name": "two", "zero_stage": 3}
+    done = deepspeed(ROOT / "examples/score_dataset.py", *words(shared))
+    assert done.status == 0, done.output[-2000:]
+    two = read_selection(flags["selector_save_dir"] / "two.parquet")
+    np.testing.assert_allclose(two.score, alone.score, atol=2e-3)
+
+
+def test_ready_models_are_used_as_they_are(flags, tmp_path):
+    start = flags["pretrain"]
+    ready = {"safe_model": start, "rows_model": start}
+    found = run(flags, method="excess_loss", selector_name="ready", **ready)
+    assert np.abs(found.score).max() == 0.0
+
+
+@pytest.mark.parametrize(
+    "extra, says",
+    [
+        ({"method": "magic"}, "known are"),
+        ({"method": "relative_excess", "folds": 1}, "at least 2"),
+        ({"method": "safe_loss", "seed": 7}, "other"),
+    ],
+)
+def test_bad_input_is_refused(flags, extra, says):
+    if "seed" in extra:
+        run(flags, method="safe_loss")
+    with pytest.raises(InputError, match=says) as caught:
+        run(flags, **extra)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_ratio_does_not_take_hard_for_unsafe():
+    """Same difference, other meaning: a hard row learned a little, an unsafe row learned wholly."""
+    hard, unsafe = relative_contrast(np.array([1.6, 0.0]), np.array([2.2, 0.6]))
+    assert unsafe < -1.9 and hard > -0.35
+
+
+def test_copies_of_a_row_share_a_fold():
+    ids = np.array(["0a" * 16, "0b" * 16, "0a" * 16])
+    fold = folds_of(ids, 2)
+    assert fold[0] == fold[2] and set(fold) <= {0, 1}
