@@ -8,48 +8,63 @@ global batch.
 import torch
 import torch.nn.functional as F
 
-CHUNK_ELEMENTS = 2**24  # float32 logits held at once: 64 MiB
+CHUNK_ELEMENTS = 2**22  # float32 logits held at once on a CPU: 16 MiB, which its caches hold
+CUDA_FACTOR = 32  # a GPU needs so many tokens that reading the head's weights is not what it does
 
 
 class _HeadNLL(torch.autograd.Function):
     """Negative log-likelihood of a linear head, in chunks of tokens, logits never kept."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets):
-        ctx.save_for_backward(hidden, weight, bias, targets)
+    def forward(ctx, hidden, weight, bias, targets, ahead):
         out = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
-        for part in _chunks(targets.numel(), weight.shape[0]):
-            logits = F.linear(hidden[part], weight, bias).float()
-            out[part] = F.cross_entropy(logits, targets[part], reduction="none")
+        slope = torch.empty_like(hidden) if ahead else None  # d nll / d hidden, per token
+        for part in _chunks(targets.numel(), weight):
+            log_p = F.linear(hidden[part], weight, bias).float().log_softmax(-1)
+            out[part] = -log_p.gather(1, targets[part, None]).squeeze(1)
+            if ahead:
+                slope[part] = _slope(log_p, targets[part]).to(hidden.dtype) @ weight
+        ctx.ahead = ahead
+        ctx.save_for_backward(*((slope,) if ahead else (hidden, weight, bias, targets)))
         return out
 
     @staticmethod
     def backward(ctx, grad):
+        if ctx.ahead:
+            (slope,) = ctx.saved_tensors
+            return slope * grad[:, None].to(slope.dtype), None, None, None, None
         hidden, weight, bias, targets = ctx.saved_tensors
+        needs_weight, needs_bias = ctx.needs_input_grad[1:3]
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = (
-            torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        )
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if ctx.needs_input_grad[2] else None
-        for part in _chunks(targets.numel(), weight.shape[0]):
-            delta = F.linear(hidden[part], weight, bias).float().softmax(-1)
-            delta[torch.arange(delta.shape[0], device=delta.device), targets[part]] -= 1
-            delta = (delta * grad[part, None]).to(hidden.dtype)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
+        for part in _chunks(targets.numel(), weight):
+            log_p = F.linear(hidden[part], weight, bias).float().log_softmax(-1)
+            delta = _slope(log_p, targets[part]).mul_(grad[part, None]).to(hidden.dtype)
             grad_hidden[part] = delta @ weight
-            if grad_weight is not None:
+            if needs_weight:
                 grad_weight += delta.T @ hidden[part]
-            if grad_bias is not None:
+            if needs_bias:
                 grad_bias += delta.sum(0)
         return (
             grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(bias.dtype),
+            grad_weight.to(weight.dtype) if needs_weight else None,
+            grad_bias.to(bias.dtype) if needs_bias else None,
+            None,
             None,
         )
 
 
-def _chunks(tokens: int, vocabulary: int) -> list[slice]:
-    step = max(1, CHUNK_ELEMENTS // vocabulary)
+def _slope(log_p: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Gradient of each token's loss with respect to its logits, [S, V]; overwrites log_p."""
+    slope = log_p.exp_()
+    slope[torch.arange(len(targets), device=targets.device), targets] -= 1
+    return slope
+
+
+def _chunks(tokens: int, weight: torch.Tensor) -> list[slice]:
+    elements = CHUNK_ELEMENTS * (CUDA_FACTOR if weight.is_cuda else 1)
+    step = max(1, elements // weight.shape[0])
     return [slice(start, start + step) for start in range(0, tokens, step)]
 
 
@@ -61,8 +76,8 @@ def head_nll(
 ) -> torch.Tensor:
     """Cross-entropy of a language-model head without ever holding [S, V] logits.
 
-    Backward recomputes the logits chunk by chunk and forms no weight gradient when the head is
-    frozen.
+    A head that trains recomputes the logits in backward, chunk by chunk. A frozen head forms the
+    gradient of its input in the forward pass, so that nothing is recomputed.
 
     Args:
         hidden: [S, H] states of the supervised positions; weight: [V, H]; bias: [V] or None.
@@ -71,7 +86,9 @@ def head_nll(
     Returns:
         float32 [S], nats a token.
     """
-    return _HeadNLL.apply(hidden, weight, bias, targets)
+    trains = weight.requires_grad or (bias is not None and bias.requires_grad)
+    ahead = torch.is_grad_enabled() and hidden.requires_grad and not trains
+    return _HeadNLL.apply(hidden, weight, bias, targets, ahead)
 
 
 def sum_by_row(token_nll: torch.Tensor, segments: torch.Tensor, n_rows: int) -> torch.Tensor:
