@@ -16,6 +16,7 @@ from seal.models.actor import ModelSettings, load_actor
 from seal.models.selector import Selector
 from seal.selection.artefact import Selection
 from seal.selection.calibration import auto_topp, calibrate
+from seal.selection.keys import RowIndex
 from seal.selection.scorers import dsir_scores, folds_of, random_scores, relative_contrast
 from seal.trainer.evaluation import row_means
 from seal.trainer.scoring import tune
@@ -152,7 +153,9 @@ def relative_excess_auto(world: World) -> Choice:
     pool = replace(world, user=concatenate(world.user, canaries), cost={}, kept={})
     own, theirs = np.split(relative_excess(pool), [len(world.user)])
     meta = {"calibration": calibrate(own, theirs, world.seed)}
-    topp = auto_topp(Selection(pa.table({"score": own}), meta), MAX_CANARY_KEPT, CONFIDENCE)
+    index = RowIndex(world.user.ids, world.user.occurrences)
+    selection = Selection(pa.table({"score": own}), meta, index)
+    topp = auto_topp(selection, MAX_CANARY_KEPT, CONFIDENCE)
     spent = pool.cost.values()
     return Choice(own, topp, 0, sum(c for _, c in spent), sum(s for s, _ in spent))
 
