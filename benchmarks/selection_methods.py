@@ -86,7 +86,7 @@ class World:
     strategy: DeepspeedStrategy
     capacity: int
     batch: int
-    cost: dict = field(default_factory=dict)  # name of a pass -> (seconds, forward passes a row)
+    cost: dict = field(default_factory=dict)  # name of a pass -> (CPU seconds, passes a row)
     kept: dict = field(default_factory=dict)  # name of a pass -> its result
 
     @cached_property
@@ -113,9 +113,9 @@ class World:
     def once(self, name: str, work, cost: float):
         """Runs a pass the first time it is wanted; notes what it took."""
         if name not in self.kept:
-            started = time.perf_counter()
+            started = time.process_time()
             self.kept[name] = work()
-            self.cost[name] = (time.perf_counter() - started, cost)
+            self.cost[name] = (time.process_time() - started, cost)
         return self.kept[name]
 
 
