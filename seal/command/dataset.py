@@ -39,9 +39,3 @@ def read_rows(args: argparse.Namespace) -> "datasets.Dataset":
         input_key=args.input_key,
         output_key=args.output_key,
     )
-
-
-def row_keys(rows: "datasets.Dataset") -> tuple:
-    """(ids, occurrences) of the rows: pyarrow string [N] and numpy int32 [N]."""
-    table = rows.select_columns(["id", "occurrence"]).with_format("arrow")[:]
-    return table["id"], table["occurrence"].to_numpy()

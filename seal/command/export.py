@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from seal.command.dataset import add_dataset_flags, read_rows, row_keys
+from seal.command.dataset import add_dataset_flags, read_rows
 from seal.command.sources import source_lines
 from seal.errors import InputError
 from seal.files import atomic_path
 from seal.selection.artefact import UNSCORED, Selection, select_rows
+from seal.selection.keys import row_keys
 from seal.selection.published import load_selection
 
 if TYPE_CHECKING:

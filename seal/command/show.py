@@ -4,8 +4,9 @@ import argparse
 
 import numpy as np
 
-from seal.command.dataset import add_dataset_flags, read_rows, row_keys
+from seal.command.dataset import add_dataset_flags, read_rows
 from seal.selection.artefact import Selection, read_selection
+from seal.selection.keys import row_keys
 
 _QUANTILES = (0, 1, 10, 25, 50, 75, 90, 99, 100)  # per cent
 _TEXT = 300  # characters of a message shown
