@@ -32,6 +32,7 @@ setup(
         "jinja2>=3.1",
         "markupsafe>=3.0",
         "packaging>=24",
+        "pyyaml>=6.0",
         "tqdm>=4.66",
         "scipy>=1.13",
     ],
