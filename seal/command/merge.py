@@ -52,5 +52,10 @@ def _merge(adapter: Path, base: str | None, folder: Path) -> str:
         raise InputError(f"base model {base!r} cannot be read, give --base: {reason}") from error
     merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     merged.save_pretrained(folder)
+    card = adapter / "README.md"
+    if card.is_file():  # it holds for the merged model, but for how that is loaded
+        text = card.read_text(encoding="utf-8")
+        text = text.replace("library_name: peft", "library_name: transformers", 1)
+        (folder / card.name).write_text(text, encoding="utf-8")
     tokenizer.save_pretrained(folder)
     return base
