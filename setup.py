@@ -42,6 +42,7 @@ setup(
         "track": ["wandb>=0.20", "tensorboard>=2.18"],
         "judge": ["openai>=2.0"],
         "trl": ["trl>=1.16"],
+        "completion": ["shtab>=1.7"],
         "dsir": ["data-selection>=1.0.3"],
         "study": ["matplotlib>=3.9", "scikit-learn>=1.5"],
         "test": ["pytest>=8.3", "hypothesis>=6.100", "ruff>=0.14"],

@@ -1,7 +1,8 @@
 """The `seal` command: look at a selector and use it, without a GPU and without deepspeed.
 
-One module a subcommand, each with two functions:
+One module a subcommand, whose docstring is its description, with
 
+    EXAMPLE                                      a command line that shows it
     add_parser(subparsers)                       names its flags and `set_defaults(run=run)`
     run(args: argparse.Namespace) -> (dict, str) the result for --json, and the same for a reader
 """
@@ -13,10 +14,10 @@ import os
 import sys
 
 from seal import __version__
-from seal.command import compare, convert, doctor, export, merge, plan, report, show
+from seal.command import compare, completion, convert, doctor, export, merge, plan, report, show
 from seal.errors import InputError
 
-SUBCOMMANDS = (show, report, export, compare, convert, merge, plan, doctor)
+SUBCOMMANDS = (show, report, export, compare, convert, merge, plan, doctor, completion)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -26,7 +27,10 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in SUBCOMMANDS:
         module.add_parser(subparsers)
-    for subparser in subparsers.choices.values():
+    for module, subparser in zip(SUBCOMMANDS, subparsers.choices.values(), strict=True):
+        subparser.description = module.__doc__
+        subparser.epilog = f"example:\n  {module.EXAMPLE}"
+        subparser.formatter_class = argparse.RawDescriptionHelpFormatter
         subparser.add_argument("--json", action="store_true", help="print one JSON object instead")
     return parser
 

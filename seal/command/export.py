@@ -40,12 +40,13 @@ _LLAMA_FACTORY = {
         "columns": {"messages": "conversations", "system": "system"},
     },
 }
+EXAMPLE = """\
+seal export ckpt/mine_softmax.parquet --dataset user.jsonl --topp 0.8 --format messages \\
+      --out kept.jsonl"""
 
 
 def add_parser(subparsers) -> None:
-    parser = subparsers.add_parser(
-        "export", help="write the kept rows for any trainer", description=__doc__
-    )
+    parser = subparsers.add_parser("export", help="write the kept rows for any trainer")
     parser.add_argument("file", help="the selector (.parquet)")
     add_dataset_flags(parser, required=True)
     parser.add_argument("--topp", type=float, required=True, help="share of scored rows to keep")

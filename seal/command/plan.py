@@ -1,4 +1,7 @@
-"""`seal plan`: time, memory and disk of a training run before it starts."""
+"""`seal plan`: time, memory and disk of a training run before it starts.
+
+It stands before the command: the name of a script, then its flags.
+"""
 
 import argparse
 import math
@@ -12,10 +15,9 @@ from seal.errors import InputError
 _GB = 1e9
 _SAMPLE = 1000  # rows of each dataset that are tokenised
 _SELECTOR_BYTES = 45  # a row of a selector file
-_EXAMPLE = """examples:
-  seal plan train_sft_selector.py --pretrain MODEL --dataset safe.jsonl --new_dataset user.jsonl
-  seal plan --ranks 8 --tokens_per_s 4000 train_sft.py --config run.yaml
-"""
+EXAMPLE = """\
+seal plan --ranks 8 train_sft_selector.py --pretrain MODEL --dataset safe.jsonl \\
+      --new_dataset user.jsonl --zero_stage 3 --bf16"""
 
 
 class Sizes(NamedTuple):
@@ -31,9 +33,6 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "plan",
         help="time, memory and disk of a training run before it starts",
-        description=f"{__doc__} Put it before the command: a script's name and its flags.",
-        epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--ranks", type=int, help="processes (default: one, or one a GPU)")
     parser.add_argument(

@@ -10,11 +10,12 @@ from seal.selection.keys import row_keys
 
 _QUANTILES = (0, 1, 10, 25, 50, 75, 90, 99, 100)  # per cent
 _TEXT = 300  # characters of a message shown
+EXAMPLE = "seal show ckpt/mine_softmax.parquet --bottom 5 --dataset user.jsonl"
 
 
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
-        "show", help="what a selector holds, and its best and worst rows", description=__doc__
+        "show", help="what a selector holds, and its best and worst rows"
     )
     parser.add_argument("file", help="the selector (.parquet)")
     parser.add_argument("--top", type=int, default=0, help="rows of highest score to list")
