@@ -45,7 +45,15 @@ setup(
         "completion": ["shtab>=1.7"],
         "dsir": ["data-selection>=1.0.3"],
         "study": ["matplotlib>=3.9", "scikit-learn>=1.5"],
-        "test": ["pytest>=8.3", "hypothesis>=6.100", "ruff>=0.14"],
+        "test": [
+            "pytest>=8.3",
+            "hypothesis>=6.100",
+            "ruff>=0.14",
+            "mkdocs>=1.6",
+            "mkdocs-material>=9.6",
+            "mkdocstrings>=1.0",
+            "mkdocstrings-python>=2.0",
+        ],
     },
     entry_points={"console_scripts": ["seal = seal.command:main"]},
     classifiers=[

@@ -38,7 +38,7 @@ def select(
         InputError: `dataset` is no `datasets.Dataset` or of unknown schema, the selector is
             refused or for other rows, topp is out of range, or rows have no score under `error`.
 
-    Example:
+    Examples:
         >>> rows = datasets.load_dataset("json", data_files="user.jsonl", split="train")
         >>> kept = seal.select(rows, "ckpt/mine_softmax.parquet", topp=0.8)
     """

@@ -15,7 +15,7 @@ def row_id(messages: list[dict[str, str]]) -> str:
     or tokenizer, so a row keeps its name when the dataset is shuffled, extended, written in
     another schema or tokenised for another model.
 
-    Example:
+    Examples:
         >>> row_id([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}])
         '99c87cbcecd18c3405b9f9d79fe1b3f8'
     """

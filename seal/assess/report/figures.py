@@ -18,7 +18,7 @@ TICK_ROOM = 34  # pixels under the plot for tick labels and the axis name
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers within [low, high], at most `count` steps apart.
 
-    Example:
+    Examples:
         >>> ticks(0.0, 1.0, 5)
         [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     """
@@ -34,7 +34,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 def number(value: float, digits: int = 3) -> str:
     """A short text for a number: thousands grouped, `digits` significant, true minus sign.
 
-    Example:
+    Examples:
         >>> number(16800), number(0.04321), number(-2.0)
         ('16,800', '0.0432', '−2')
     """
@@ -295,7 +295,7 @@ def whisker(value: float, low: float, high: float, top: float = 1.0) -> Markup:
 def duration(seconds: float) -> str:
     """Seconds as a person says them.
 
-    Example:
+    Examples:
         >>> duration(4.2), duration(75), duration(7260)
         ('4.2 s', '1 min 15 s', '2 h 1 min')
     """
