@@ -53,6 +53,8 @@ setup(
             "mkdocs-material>=9.6",
             "mkdocstrings>=1.0",
             "mkdocstrings-python>=2.0",
+            "fastapi>=0.115",
+            "uvicorn>=0.30",
         ],
     },
     entry_points={"console_scripts": ["seal = seal.command:main"]},
