@@ -1,6 +1,7 @@
 """`seal show`: what a selector holds, and the rows it likes best and least."""
 
 import argparse
+import json
 
 import numpy as np
 
@@ -78,7 +79,8 @@ def _render(result: dict) -> str:
     counts = meta["dataset"]
     n = counts["scored"]
     skipped = ", ".join(f"{reason} {count}" for reason, count in counts["skipped"].items())
-    arguments = " ".join(f"{name}={value}" for name, value in meta["arguments"].items())
+    arguments = {name: value for name, value in meta["arguments"].items() if value is not None}
+    arguments = " ".join(f"{name}={_word(value)}" for name, value in arguments.items())
     scores = result["score_percentiles"].items()
     table = {
         "selector": f"{result['file']} (format {meta['format']})",
@@ -100,6 +102,12 @@ def _render(result: dict) -> str:
         parts += [f"\n{name} {len(result[name])}"] * bool(result[name])
         parts += [_render_line(line) for line in result[name]]
     return "\n".join(parts)
+
+
+def _word(value: object) -> str:
+    """A value on one line; text with blanks in quotes."""
+    plain = isinstance(value, str) and value.split() == [value]
+    return value if plain else json.dumps(value, ensure_ascii=False)
 
 
 def _render_line(line: dict) -> str:

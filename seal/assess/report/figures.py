@@ -282,11 +282,11 @@ def whisker(value: float, low: float, high: float, top: float = 1.0) -> Markup:
     """A dot with its interval on the scale 0 to `top`, for a table cell."""
 
     def place(v: float) -> float:
-        return 100 * min(1.0, max(0.0, v / top))
+        return 4 + 92 * min(1.0, max(0.0, v / top))  # the dot at an end stays whole
 
     return Markup(
         '<svg class="whisker" aria-hidden="true" width="100%" height="14">'
-        '<line class="axis" x1="0" x2="100%" y1="7" y2="7"/>'
+        '<line class="axis" x1="4%" x2="96%" y1="7" y2="7"/>'
         '<line class="span" x1="{0:.2f}%" x2="{1:.2f}%" y1="7" y2="7"/>'
         '<circle class="dot" cx="{2:.2f}%" cy="7" r="4"/></svg>'
     ).format(place(low), place(high), place(value))
