@@ -30,6 +30,8 @@ class PublishedStep:
         self.engine.train()
         n_user = len(world.rows) - world.n_safe
         self.logits = torch.full((n_user,), 0.1, device=strategy.device, requires_grad=True)
+        prompts = [TEMPLATE.format(prompt) for prompt, _ in world.texts]  # counted once, at start
+        self.prompt_lengths = [len(ids) for ids in world.tokenizer(prompts)["input_ids"]]
         self.selector = torch.optim.Adam([self.logits], lr=5e-3, betas=(0.9, 0.95))
 
     def __call__(self, step: int) -> None:
@@ -96,11 +98,10 @@ class PublishedStep:
     def _tokens(self, row: int) -> tuple[torch.Tensor, int]:
         """Token ids of a row and how many of them are prompt; the tokenizer runs at each access."""
         prompt, response = self.world.texts[row]
-        prompt, tokenizer = TEMPLATE.format(prompt), self.world.tokenizer
+        text = f"{TEMPLATE.format(prompt)}{response} {self.world.tokenizer.eos_token}"
         settings = {"max_length": self.work.max_len, "truncation": True, "return_tensors": "pt"}
-        text = f"{prompt}{response} {tokenizer.eos_token}"
-        ids = tokenizer(text, **settings)["input_ids"][0]
-        return ids, tokenizer(prompt, **settings)["input_ids"].shape[1]
+        ids = self.world.tokenizer(text, **settings)["input_ids"][0]
+        return ids, self.prompt_lengths[row]
 
 
 def load(directory: str, work: Work) -> torch.nn.Module:

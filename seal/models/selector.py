@@ -42,12 +42,17 @@ class Selector:
         self.n_rows = n_rows
         self.activation = activation
         self.optim = optim
-        self.logits = torch.zeros(n_rows, dtype=torch.float32)
-        self.visits = torch.zeros(n_rows, dtype=torch.int32)
-        self.loss_sum = torch.zeros(n_rows, dtype=torch.float64)
+        # Logit, visits and sum of losses side by side: a row costs one trip to memory, whatever N.
+        self._table = torch.zeros(n_rows, 3, dtype=torch.float32)
+        self.logits = self._table[:, 0]
         self._log_normaliser = 0.0
         self._epoch_start = self.logits.clone()
         self._adam = torch.optim.Adam([self.logits], lr=0.0, betas=(0.9, 0.95))
+
+    @property
+    def visits(self) -> torch.Tensor:
+        """How often each row was visited, int32 [N]."""
+        return self._table[:, 1].int()
 
     def begin_epoch(self) -> None:
         """Fixes the softmax normaliser for the epoch and notes where it starts (O(N), once)."""
@@ -57,10 +62,10 @@ class Selector:
     def weights(self, rows: torch.Tensor) -> torch.Tensor:
         """Weights of the rows asked for: int64 [R] to float32 [R], unit one."""
         if self.activation == "sigmoid":
-            return 2 * self.logits[rows].sigmoid()
+            return 2 * self.logits.index_select(0, rows).sigmoid()
         if self.optim == "adam":
             self._log_normaliser = self._log_mean_exp()
-        return (self.logits[rows] - self._log_normaliser).exp()
+        return (self.logits.index_select(0, rows) - self._log_normaliser).exp()
 
     def update(
         self,
@@ -78,15 +83,15 @@ class Selector:
             baseline: float32 [R], what is subtracted from the losses first (Algorithm 1: the
                 losses under the lower level's own model); None for nothing.
         """
-        self.visits[rows] += 1
-        self.loss_sum[rows] += losses.double()
         signal = losses if baseline is None else losses - baseline
-        if self.optim == "mirror":
-            self.logits[rows] -= learning_rate * signal
-        else:
+        mirror = self.optim == "mirror"
+        move = -learning_rate * signal if mirror else torch.zeros_like(losses)
+        change = torch.stack((move, torch.ones_like(losses), losses), dim=1)
+        if not mirror:
             self.logits.grad = self._gradient(rows, signal)
             self._adam.param_groups[0]["lr"] = learning_rate
             self._adam.step()
+        self._table.index_add_(0, rows, change)
 
     def final_weights(self) -> torch.Tensor:
         """Weights of all rows, float32 [N], scaled to mean one."""
@@ -96,7 +101,7 @@ class Selector:
 
     def mean_losses(self) -> torch.Tensor:
         """Mean loss over a row's visits, float32 [N], nats a token; NaN where never visited."""
-        return (self.loss_sum / self.visits).float()
+        return self._table[:, 2] / self._table[:, 1]
 
     def effective_rows(self) -> float:
         """Effective sample size of the weights, in rows (Kish): N when uniform, 1 when one-hot."""
@@ -116,9 +121,7 @@ class Selector:
     def state_dict(self) -> dict:
         """Everything a resumed run needs."""
         return {
-            "logits": self.logits,
-            "visits": self.visits,
-            "loss_sum": self.loss_sum,
+            "table": self._table,
             "log_normaliser": self._log_normaliser,
             "epoch_start": self._epoch_start,
             "adam": self._adam.state_dict(),
@@ -126,15 +129,14 @@ class Selector:
 
     def load_state_dict(self, state: dict) -> None:
         """Restores `state_dict`'s value; shapes must agree."""
-        self.logits.copy_(state["logits"])
-        self.visits.copy_(state["visits"])
-        self.loss_sum.copy_(state["loss_sum"])
+        self._table.copy_(state["table"])
         self._log_normaliser = state["log_normaliser"]
         self._epoch_start.copy_(state["epoch_start"])
         self._adam.load_state_dict(state["adam"])
 
     def _log_mean_exp(self) -> float:
-        return float(self.logits.double().logsumexp(0)) - math.log(self.n_rows)
+        parts = [part.double().logsumexp(0) for part in self.logits.split(2**20)]
+        return float(torch.stack(parts).logsumexp(0)) - math.log(self.n_rows)
 
     def _gradient(self, rows: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
         """Gradient of mean_i weight_i * loss_i over the batch, with respect to all logits [N]."""
