@@ -119,6 +119,12 @@ def test_bad_input_is_one_line_and_status_2(home, tmp_path):
     (tmp_path / "bad.parquet").write_bytes(b"PAR1")
     assert "not a readable Parquet file" in refused("show", tmp_path / "bad.parquet")
     flags = ("--dataset", home / "data.jsonl", "--out", tmp_path / "x")
+    for words, complaint in (
+        (("export", "a.parquet"), "arguments are required: --dataset, --topp, --out; see seal"),
+        (("shoe",), "invalid choice: 'shoe'"),
+    ):
+        done = process(*words)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1) and complaint in done.stderr
     assert "got 80; 0.8 keeps 80 %" in refused("export", home / "a.parquet", *flags, "--topp", 80)
     assert list(tmp_path.iterdir()) == [tmp_path / "bad.parquet"]
 

@@ -20,9 +20,17 @@ from seal.errors import InputError
 SUBCOMMANDS = (show, report, export, compare, convert, merge, plan, doctor, completion)
 
 
-def build_parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaint is one line with exit status 2, as for all bad input."""
+
+    def error(self, message: str):
+        """Reports a flag that does not parse."""
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+def build_parser() -> Parser:
     """The parser of every subcommand; each also has `--json`."""
-    parser = argparse.ArgumentParser(prog="seal", description=__doc__.splitlines()[0])
+    parser = Parser(prog="seal", description=__doc__.splitlines()[0])
     parser.add_argument("--version", action="version", version=f"seal {__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in SUBCOMMANDS:

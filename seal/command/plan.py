@@ -8,25 +8,14 @@ import math
 import shutil
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 from seal.errors import InputError
 
 _GB = 1e9
 _SAMPLE = 1000  # rows of each dataset that are tokenised
-_SELECTOR_BYTES = 45  # a row of a selector file
 EXAMPLE = """\
 seal plan --ranks 8 train_sft_selector.py --pretrain MODEL --dataset safe.jsonl \\
       --new_dataset user.jsonl --zero_stage 3 --bf16"""
-
-
-class Sizes(NamedTuple):
-    """Of a model: parameters, those that train, layers, hidden size."""
-
-    parameters: int
-    trainable: int
-    layers: int
-    hidden: int
 
 
 def add_parser(subparsers) -> None:
@@ -51,8 +40,9 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> tuple[dict, str]:
     import torch
 
-    from seal.command.speed import Speed, device, measured_speed
-    from seal.command.workload import SCRIPTS
+    from seal.command.footprint import disk_of_run, free_memory, memory_of_rank, sizes
+    from seal.command.speed import device, given_speed, measured_speed
+    from seal.command.workload import SCRIPTS, seconds_of
     from seal.models.actor import ModelSettings
     from seal.utils import cli
 
@@ -60,59 +50,44 @@ def run(args: argparse.Namespace) -> tuple[dict, str]:
     if script is None:
         raise InputError(f"script {args.script}: known are {', '.join(SCRIPTS)}")
     flags = script.parser().parse_args(args.flags)
-    ranks = args.ranks or max(1, torch.cuda.device_count())
+    ranks = max(1, torch.cuda.device_count()) if args.ranks is None else args.ranks
+    if ranks < 1 or (args.tokens_per_s is not None and not args.tokens_per_s > 0):
+        raise InputError(
+            f"--ranks and --tokens_per_s must be positive, got {ranks} and {args.tokens_per_s}"
+        )
     cli.check_batch(flags, ranks)
     settings = cli.settings(ModelSettings, flags)
     size = sizes(settings)
     samples = {name: sample(flags, name) for name in script.datasets if vars(flags)[name]}
     rows = {name: counts for name, (counts, _) in samples.items()}
-    if args.tokens_per_s:  # a forward pass is a third of a step, half where the base is frozen
-        frozen = size.trainable < size.parameters
-        learn = 1 / args.tokens_per_s
-        speed = Speed(learn, learn / (2 if frozen else 3), 0.0, 0.0, 0.0)
+    if args.tokens_per_s is not None:
+        speed = given_speed(args.tokens_per_s, frozen=size.trainable < size.parameters)
     else:
         typical = samples["new_dataset" if "new_dataset" in samples else "dataset"][1]
         tokens = micro_batch_tokens(flags, typical.lengths.mean(), ranks)
         speed = measured_speed(settings, size.layers, typical, tokens, args.measure)
-    phases = script.phases(flags, rows)
-    seconds = {
-        phase.name: (phase.learned * speed.learn + phase.read * speed.read) / ranks
-        + phase.steps * speed.step / (ranks if flags.zero_stage else 1)
-        for phase in phases
-    }
-    gap = "selector_estimator" in flags and flags.selector_estimator == "penalty_gap"
-    memory = memory_of_rank(flags, size, speed, ranks, gap)
-    disk = disk_of_run(flags, size, rows, gap)
-    free = free_memory(device()) / (1 if device().type == "cuda" else ranks)
+    sharing = ranks if flags.zero_stage else 1
+    phases = [
+        phase._asdict() | {"seconds": seconds_of(phase, speed, ranks, sharing)}
+        for phase in script.phases(flags, rows)
+    ]
+    memory, disk = memory_of_rank(flags, size, speed, ranks), disk_of_run(flags, size, rows)
+    memory["free"] = free_memory(device()) / (1 if device().type == "cuda" else ranks)
+    disk["free"] = float(shutil.disk_usage(".").free)
     result = {
-        "ok": memory["total"] <= free and disk["total"] <= shutil.disk_usage(".").free,
+        "ok": all(parts["total"] <= parts["free"] for parts in (memory, disk)),
         "script": Path(args.script).name,
         "ranks": ranks,
         "device": device().type,
         "model": size._asdict(),
         "rows": {name: counts._asdict() for name, counts in rows.items()},
-        "speed": speed._asdict() | {"measured": not args.tokens_per_s},
-        "phases": [phase._asdict() | {"seconds": seconds[phase.name]} for phase in phases],
-        "seconds": sum(seconds.values()),
-        "memory_bytes": memory | {"free": free},
-        "disk_bytes": disk | {"free": shutil.disk_usage(".").free},
+        "speed": speed._asdict() | {"measured": args.tokens_per_s is None},
+        "phases": phases,
+        "seconds": sum(phase["seconds"] for phase in phases),
+        "memory_bytes": memory,
+        "disk_bytes": disk,
     }
     return result, _render(result)
-
-
-def sizes(settings) -> Sizes:
-    """The model's sizes, from its configuration alone; nothing is loaded."""
-    import torch
-
-    from seal.models.actor import untrained_actor
-
-    with torch.device("meta"):
-        actor = untrained_actor(settings)
-    parameters = list(actor.parameters())
-    trainable = [p for p in parameters if p.requires_grad]
-    config = actor.model.config
-    counts = (sum(p.numel() for p in some) for some in (parameters, trainable))
-    return Sizes(*counts, layers=config.num_hidden_layers, hidden=config.hidden_size)
 
 
 def sample(flags: argparse.Namespace, name: str) -> tuple:
@@ -144,67 +119,6 @@ def micro_batch_tokens(flags: argparse.Namespace, mean_tokens: float, ranks: int
     step = levels * flags.train_batch_size * mean_tokens
     capacity = flags.micro_train_batch_size * flags.max_len * ranks
     return step / math.ceil(step / capacity) / ranks
-
-
-def memory_of_rank(flags, size: Sizes, speed, ranks: int, gap: bool) -> dict[str, float]:
-    """Bytes that one rank holds at its peak, by what they are for.
-
-    DeepSpeed keeps a float32 copy of what trains and Adam's two moments, shared out from ZeRO 1
-    on, gradients from 2, weights at 3.
-    """
-    share = [1 if flags.zero_stage < stage else 1 / ranks for stage in (1, 2, 3)]
-    width = 2 if flags.bf16 else 4
-    frozen = size.parameters - size.trainable
-    base = frozen * (0.55 if flags.load_in_4bit else width)  # nf4 with its scales
-    twice = 2 if gap else 1  # the tracker: a second adapter, or a second model
-    copies = 1 if flags.zero_stage == 0 and not flags.bf16 else 2  # plain float32 needs no copy
-    tokens = flags.micro_train_batch_size * flags.max_len
-    kept = speed.kept
-    if flags.gradient_checkpointing:  # each layer's input, and one layer at a time in full
-        layers = size.layers * speed.kept_by_layer
-        kept = kept - layers + speed.kept_by_layer + size.layers * size.hidden * width
-    on_device = not flags.adam_offload
-    parts = {
-        "weights": (base + twice * size.trainable * width) * share[2],
-        "gradients": twice * size.trainable * width * share[1],
-        "optimizer": twice * size.trainable * 4 * (1 + copies) * share[0] * on_device,
-        "activations": tokens * kept,
-        "process": resident_bytes(),
-    }
-    return parts | {"total": sum(parts.values())}
-
-
-def disk_of_run(flags, size: Sizes, rows: dict, gap: bool) -> dict[str, float]:
-    """Bytes that the run writes, by what they are for."""
-    width = 2 if flags.bf16 else 4
-    names = vars(flags)
-    trained = size.trainable * width
-    parts = {"tokens": sum(5 * r.count * r.mean_tokens for r in rows.values())}  # int32 and mask
-    if "selector_name" in names:
-        files = 1 + names.get("max_epochs", 0)  # scoring writes one, training one an epoch more
-        parts["selector"] = files * _SELECTOR_BYTES * rows["new_dataset"].count
-    if names.get("save_path"):
-        parts["model"] = trained
-    if names.get("save_steps", -1) > 0:
-        state = trained + 12 * size.trainable
-        parts["checkpoints"] = flags.max_ckpt_num * state * (2 if gap else 1)
-    return parts | {"total": sum(parts.values())}
-
-
-def resident_bytes() -> float:
-    """What this process holds now: torch, transformers and the rows, as every rank will."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096.0
-
-
-def free_memory(device) -> float:
-    """Bytes free on the GPU, or of the machine."""
-    import torch
-
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info()[0])
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return 1024.0 * next(int(line.split()[1]) for line in lines if "MemAvailable" in line)
 
 
 def _render(result: dict) -> str:

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import NamedTuple
 
+from seal.command.speed import Speed
 from seal.errors import InputError
 from seal.selection.scorers import ONE_PASS, tuned_rows
 from seal.trainer.selector_trainer import SelectorPlan
@@ -30,6 +31,12 @@ class Phase(NamedTuple):
     learned: float
     read: float
     steps: int
+
+
+def seconds_of(phase: Phase, speed: Speed, ranks: int, sharing: int) -> float:
+    """How long a phase takes on `ranks` ranks, `sharing` of them sharing the optimizer's step."""
+    tokens = phase.learned * speed.learn + phase.read * speed.read
+    return tokens / ranks + phase.steps * speed.step / sharing
 
 
 def selector_phases(args: argparse.Namespace, rows: dict[str, Rows]) -> list[Phase]:
