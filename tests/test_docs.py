@@ -21,6 +21,11 @@ import batch_inference
 import evaluate
 
 
+def name_of(module) -> str:
+    """The subcommand of a module."""
+    return module.__name__.split(".")[-1].replace("_", "-")
+
+
 def printed(*words: str) -> str:
     """What `seal WORDS` prints."""
     said = io.StringIO()
@@ -36,9 +41,9 @@ def test_the_commands_page_is_what_the_commands_print():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("module", SUBCOMMANDS, ids=lambda m: m.__name__.split(".")[-1])
+@pytest.mark.parametrize("module", SUBCOMMANDS, ids=lambda m: name_of(m))
 def test_every_subcommand_has_its_section_its_example_and_json(module):
-    name = module.__name__.split(".")[-1]
+    name = name_of(module)
     assert f"\n## seal {name}\n" in (ROOT / "docs/commands.md").read_text()
     text = printed(name, "--help")
     assert module.EXAMPLE in text and module.__doc__.splitlines()[0] in text
@@ -51,7 +56,7 @@ def test_every_subcommand_has_its_section_its_example_and_json(module):
 def test_completion_names_every_subcommand(shell):
     pytest.importorskip("shtab")
     script = printed("completion", shell)
-    names = [module.__name__.split(".")[-1] for module in SUBCOMMANDS]
+    names = [name_of(module) for module in SUBCOMMANDS]
     assert not [name for name in names if name not in script]
     assert "--selector_tokenizer" in script
 

@@ -14,10 +14,32 @@ import os
 import sys
 
 from seal import __version__
-from seal.command import compare, completion, convert, doctor, export, merge, plan, report, show
+from seal.command import (
+    compare,
+    completion,
+    convert,
+    doctor,
+    export,
+    merge,
+    plan,
+    report,
+    score_new,
+    show,
+)
 from seal.errors import InputError
 
-SUBCOMMANDS = (show, report, export, compare, convert, merge, plan, doctor, completion)
+SUBCOMMANDS = (
+    show,
+    report,
+    export,
+    compare,
+    convert,
+    score_new,
+    merge,
+    plan,
+    doctor,
+    completion,
+)
 
 
 class Parser(argparse.ArgumentParser):

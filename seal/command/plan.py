@@ -6,9 +6,9 @@ It stands before the command: the name of a script, then its flags.
 import argparse
 import math
 import shutil
-import sys
 from pathlib import Path
 
+from seal.command.dataset import hide_bars
 from seal.errors import InputError
 
 _GB = 1e9
@@ -92,7 +92,6 @@ def run(args: argparse.Namespace) -> tuple[dict, str]:
 
 def sample(flags: argparse.Namespace, name: str) -> tuple:
     """(`Rows` of the dataset that a flag names, estimated from a sample; the sample, tokenised)."""
-    import datasets
     import numpy as np
 
     from seal.command.workload import Rows
@@ -100,8 +99,7 @@ def sample(flags: argparse.Namespace, name: str) -> tuple:
     from seal.utils import cli
     from seal.utils.tokenizer import get_tokenizer
 
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
+    hide_bars()
     probs = flags.dataset_probs if name == "dataset" else "1.0"
     rows = load_rows(vars(flags)[name], probs=probs, **cli.source_flags(flags))
     chosen = np.random.default_rng(0).permutation(len(rows))[:_SAMPLE]

@@ -1,9 +1,12 @@
 """The language model: loading (dtype, attention, 4-bit, LoRA) and per-row loss."""
 
+from __future__ import annotations
+
 import importlib.util
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from peft import (
@@ -22,6 +25,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 from seal.errors import InputError
 from seal.models.attention import choose_attention
 from seal.models.loss import head_losses, sum_by_row
+
+if TYPE_CHECKING:
+    from seal.datasets import Batch
 
 MAIN, TRACKER = "default", "tracker"  # names of the two LoRA adapters
 # Configurations that transform the logits after the head; their losses need the logits themselves.
@@ -110,16 +116,7 @@ class Actor(nn.Module):
         by_token = None if coefficients is None else coefficients[segments]
         self._supervision = (targets, by_token) if self._fused else None
         try:
-            output = self.model(
-                input_ids=input_ids,
-                position_ids=position_ids,
-                use_cache=False,  # a cache makes transformers drop the row boundaries
-                logits_to_keep=positions,
-                cu_seq_lens_q=cu_seqlens,
-                cu_seq_lens_k=cu_seqlens,
-                max_length_q=max_seqlen,
-                max_length_k=max_seqlen,
-            )
+            output = self._run(input_ids, position_ids, cu_seqlens, max_seqlen, positions)
         finally:
             self._supervision = None
         if self._fused:
@@ -131,6 +128,25 @@ class Actor(nn.Module):
         nll = sum_by_row(token_nll.detach(), segments, n_rows)
         aux_loss = output.aux_loss if "aux_loss" in output else None
         return nll, objective, nll.new_zeros(()) if aux_loss is None else aux_loss.float()
+
+    def hidden_states(self, batch: Batch) -> torch.Tensor:
+        """States before the head of a packed batch: [T, H]."""
+        keep = batch.positions[:1]  # of the logits, which nobody wants
+        output = self._run(*batch[:4], keep, states=True)
+        return output.hidden_states[-1].squeeze(0)
+
+    def _run(self, input_ids, position_ids, cu_seqlens, max_seqlen, positions, states=False):
+        return self.model(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            use_cache=False,  # a cache makes transformers drop the row boundaries
+            logits_to_keep=positions,
+            cu_seq_lens_q=cu_seqlens,
+            cu_seq_lens_k=cu_seqlens,
+            max_length_q=max_seqlen,
+            max_length_k=max_seqlen,
+            output_hidden_states=states,
+        )
 
     def add_tracker(self) -> None:
         """Adds a second LoRA adapter on the same frozen base, equal to the first; both train.
