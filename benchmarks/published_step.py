@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
-from step_world import TEMPLATE, Work, World
+from step_world import TEMPLATE, Work, World, lora_targets
 from transformers import AutoModelForCausalLM
 
 from seal.utils.strategy import DeepspeedStrategy
@@ -111,8 +111,8 @@ def load(directory: str, work: Work) -> torch.nn.Module:
         directory, dtype=dtype, attn_implementation=ATTENTION
     )
     if work.lora_rank:
-        targets = ["q_proj", "v_proj"]
-        model = get_peft_model(model, LoraConfig(r=work.lora_rank, target_modules=targets))
+        config = LoraConfig(r=work.lora_rank, target_modules=lora_targets(work))
+        model = get_peft_model(model, config)
     if work.gradient_checkpointing:
         if work.lora_rank:
             model.enable_input_require_grads()

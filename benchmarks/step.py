@@ -38,7 +38,7 @@ from ours_step import OurStep
 from published_step import PublishedStep
 from step_flops import needed_flops
 from step_measure import interleaved, load_average, matmul_peak, median_and_spread, peak_gib, timed
-from step_world import Work, World, build_world
+from step_world import SHAPES, Work, World, build_world
 
 from seal.provenance import commit, versions
 from seal.utils.strategy import DeepspeedStrategy, Precision, Zero
@@ -51,9 +51,9 @@ def main() -> None:
     args = parse()
     load = load_average()
     with tempfile.TemporaryDirectory() as folder:
-        world = build_world(Path(folder), args.max_rows, args.max_len)
         work = Work(
             kind=args.work,
+            model=args.model,
             epoch=int(args.phase == "gamma"),
             batch=args.train_batch_size,
             micro=args.micro_train_batch_size,
@@ -61,7 +61,9 @@ def main() -> None:
             lora_rank=args.lora_rank,
             zero_stage=args.zero_stage,
             bf16=args.bf16,
+            gradient_checkpointing=args.gradient_checkpointing,
         )
+        world = build_world(Path(folder), args.max_rows, work, args.full_rows)
         results = compare(world, work, args)
     card(results, work, args)
     if args.out:
@@ -144,7 +146,7 @@ def describe(
         "phase": args.phase,
         "schedule": name,
         "device": args.device,
-        "model": f"llama-7M{'-lora' if work.lora_rank else ''}",
+        "model": f"{work.model}{'-lora' if work.lora_rank else ''}",
         "rows_per_s": round(len(visited[0]) / seconds, 2),
         "tokens_per_s": round(supervised / seconds, 1),
         "step_s": round(seconds, 4),
@@ -214,6 +216,9 @@ def parse() -> argparse.Namespace:
     add("--lora_rank", type=int, default=0, help="0 trains every weight (default)")
     add("--zero_stage", type=int, default=2, help="(default 2)")
     add("--bf16", action="store_true")
+    add("--gradient_checkpointing", action="store_true")
+    add("--model", choices=SHAPES, default="llama-7M", help="shape, with random weights")
+    add("--full_rows", action="store_true", help="every row has max_len tokens")
     add("--out", type=Path, help="JSON file: the results with command, commit and versions")
     args = parser.parse_args()
     if args.quick:

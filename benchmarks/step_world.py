@@ -1,16 +1,24 @@
-"""The model, the rows and the engine that every schedule of step.py and gpu.py shares."""
+"""The model, the rows and the engine that every schedule of step.py shares."""
 
 import gzip
 import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    Phi3Config,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+)
 
 from seal.datasets import SFTDataset, concatenate, load_rows, tokenize_rows
 from seal.models.actor import ModelSettings
@@ -21,6 +29,30 @@ VOCABULARY = 8192
 TEMPLATE = "Human: {}\nAssistant: "
 # Characters of prompt and response of mix.jsonl.gz: quantiles 0, 5, 25, 50, 75, 95, 99, 100 %.
 QUANTILES = ([0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1], [10, 88, 162, 316, 513, 812, 1062, 1632])
+# Shapes, all with random weights; of llama-7M's parameters 4.2 M are embedding and head.
+SHAPES = {
+    "llama-7M": LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=256,
+        intermediate_size=688,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=2048,
+    ),
+    "llama3-8B": LlamaConfig(
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=8192,
+        rope_theta=500000.0,
+    ),
+    "phi3-mini": Phi3Config(max_position_embeddings=4096),
+}
+LORA_TARGETS = {"phi3-mini": ["qkv_proj"]}
+LONG = 400  # times a response is repeated where every row is to reach max_len
 
 
 @dataclass(frozen=True)
@@ -33,9 +65,11 @@ class Work:
         batch: rows an optimizer step, of each level.
         micro: rows a published micro-batch; ours holds micro * max_len tokens.
         lora_rank: 0 trains every weight.
+        model: one of `SHAPES`.
     """
 
     kind: str = "selector"
+    model: str = "llama-7M"
     epoch: int = 0
     batch: int = 64
     micro: int = 8
@@ -83,17 +117,22 @@ class World(NamedTuple):
         return cycled_batch(self.n_safe, work.batch, work.seed, step), user
 
 
-def build_world(folder: Path, max_rows: int, max_len: int) -> World:
-    """Trains a tokenizer on the rows, writes a random model, tokenises the rows."""
-    sources = [_source(folder, name) for name in ("safe", "mix")]
+def build_world(folder: Path, max_rows: int, work: Work, full_rows: bool = False) -> World:
+    """Trains a tokenizer on the rows, writes a random model, tokenises the rows.
+
+    Args:
+        max_rows: rows read of each set.
+        full_rows: every row has max_len tokens, instead of the lengths of the real ones.
+    """
+    sources = [_source(folder, name, max_rows, full_rows) for name in ("safe", "mix")]
     tokenizer = train_tokenizer(text for path in sources for pair in _pairs(path) for text in pair)
-    model = new_model(tokenizer)
+    model = new_model(SHAPES[work.model], work, tokenizer)
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     tokenised, texts = [], []
     for path in sources:
         loaded = load_rows(str(path), max_samples=max_rows)
-        tokens = tokenize_rows(loaded, tokenizer, max_len=max_len, input_template=TEMPLATE)
+        tokens = tokenize_rows(loaded, tokenizer, max_len=work.max_len, input_template=TEMPLATE)
         pairs = list(_pairs(path))
         texts += [pairs[row] for row in tokens.row_numbers]
         tokenised.append(tokens)
@@ -101,20 +140,12 @@ def build_world(folder: Path, max_rows: int, max_len: int) -> World:
     return World(str(folder / "model"), tokenizer, texts, rows, len(tokenised[0]))
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast):
-    """A random Llama of 7 million parameters, 4.2 of them embedding and head."""
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=256,
-        intermediate_size=688,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        max_position_embeddings=2048,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    return AutoModelForCausalLM.from_config(config)
+def new_model(config: PreTrainedConfig, work: Work, tokenizer: PreTrainedTokenizerFast):
+    """A random model of a shape, with the tokenizer's special tokens."""
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        setattr(config, name, getattr(tokenizer, name))
+    dtype = torch.bfloat16 if work.bf16 else torch.float32
+    return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
 def train_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
@@ -142,9 +173,14 @@ def model_settings(world: World, work: Work) -> ModelSettings:
         pretrain=world.model,
         bf16=work.bf16,
         lora_rank=work.lora_rank,
-        target_modules=["q_proj", "v_proj"],
+        target_modules=lora_targets(work),
         gradient_checkpointing=work.gradient_checkpointing,
     )
+
+
+def lora_targets(work: Work) -> list[str]:
+    """Names of the modules that LoRA adapts."""
+    return LORA_TARGETS.get(work.model, ["q_proj", "v_proj"])
 
 
 def _pairs(path: Path) -> Iterator[tuple[str, str]]:
@@ -153,11 +189,20 @@ def _pairs(path: Path) -> Iterator[tuple[str, str]]:
             yield row["prompt"], row["response"]
 
 
-def _source(folder: Path, name: str) -> Path:
+def _source(folder: Path, name: str, max_rows: int, full_rows: bool) -> Path:
     """The real rows, or where they are absent synthetic ones of the same lengths."""
     real = SHARED / f"{name}.jsonl.gz"
-    if real.exists():
-        return real
+    path = real if real.exists() else _synthetic(folder, name)
+    if not full_rows:
+        return path
+    full = folder / f"full-{name}.jsonl.gz"
+    with gzip.open(full, "wt", encoding="utf-8") as out:
+        for prompt, response in islice(_pairs(path), max_rows):
+            print(json.dumps({"prompt": prompt, "response": f"{response} " * LONG}), file=out)
+    return full
+
+
+def _synthetic(folder: Path, name: str) -> Path:
     path, generator = folder / f"{name}.jsonl.gz", random.Random(name)
     syllables = [a + b for a in "bdfgklmnprst" for b in ("a", "e", "i", "o", "u", "an", "er")]
     words = ["".join(generator.choices(syllables, k=generator.randint(1, 4))) for _ in range(9000)]
