@@ -41,6 +41,21 @@ def test_mirror_ranks_fixed_losses_whatever_the_order(activation):
     torch.testing.assert_close(*ranks)
 
 
+@pytest.mark.parametrize("gap", [False, True])
+def test_the_score_says_nothing_about_the_time_of_a_visit(gap):
+    n, generator = 100_000, np.random.default_rng(2)
+    losses = torch.from_numpy(generator.gamma(2.0, 1.0, n)).float()
+    tracked = torch.from_numpy(generator.gamma(2.0, 1.0, n)).float()
+    selector, visited = Selector(n), np.zeros(n)
+    for _ in range(EPOCHS):
+        selector.begin_epoch()
+        for step, rows in enumerate(np.split(generator.permutation(n), 100)):
+            at = torch.from_numpy(rows)
+            selector.update(at, losses[at], 1e-2, tracked[at] if gap else None)
+            visited[rows] = step
+    assert abs(spearmanr(selector.logits, visited).statistic) < 0.02
+
+
 def test_adam_reproduces_the_published_shape():
     """Every unvisited row climbs by the rate each step, so the order of visits becomes rank."""
     losses, rate, batch = fixed_losses(), 5e-3, 4
