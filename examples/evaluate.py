@@ -27,11 +27,11 @@ from seal.assess.generation import (
     settings_of,
     tokenizer_source,
 )
-from seal.assess.prompts import read_prompts, sha256_of_file
+from seal.assess.prompts import read_prompts
 from seal.assess.results import FORMAT, Results, arms_of, compare, write_results
 from seal.assess.verdicts import VerdictCache, write_verdicts
 from seal.errors import InputError
-from seal.provenance import commit, versions
+from seal.provenance import commit, sha256_of_file, versions
 from seal.utils import cli
 
 CONFIDENCE = 0.95

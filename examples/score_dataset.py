@@ -26,6 +26,7 @@ from seal.selection.scorers import (
     folds_of,
     random_scores,
     relative_contrast,
+    tuned_rows,
 )
 from seal.trainer.scoring import Parts, tune
 from seal.trainer.sft_trainer import SFTPlan
@@ -221,13 +222,8 @@ def without_model(args, user, pool) -> np.ndarray:
 
 def forward_equivalents(args, n_safe: int, n_user: int) -> float:
     """What the method cost, in forward passes a user row; a training step counts three."""
-    tuned = 0
-    if args.method in ("safe_loss", "excess_loss", "relative_excess") and not args.safe_model:
-        tuned += n_safe
-    if args.method in ("excess_loss", "influence") and not args.rows_model:
-        tuned += n_user
-    if args.method == "relative_excess" and not args.rows_model:
-        tuned += (args.folds - 1) * n_user
+    ready = {"safe_ready": bool(args.safe_model), "rows_ready": bool(args.rows_model)}
+    tuned = sum(tuned_rows(args.method, n_safe, n_user, folds=args.folds, **ready))
     steps = 2 * 3 * n_safe if args.method == "influence" else 0
     return ONE_PASS[args.method] + (3 * args.tune_epochs * tuned + steps) / n_user
 

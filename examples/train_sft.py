@@ -3,13 +3,16 @@
     deepspeed train_sft.py --pretrain MODEL --dataset user.jsonl --selector_path S --topp 0.8
 
 Without `--selector_path`, or with `--topp 1`, this is plain SFT on every row. Writes the model,
-or its LoRA adapter, to `--save_path`.
+or its LoRA adapter, and its model card to `--save_path`.
 """
+
+from pathlib import Path
 
 from seal.datasets import concatenate, load_rows, tokenize_rows
 from seal.errors import InputError
 from seal.models.actor import ModelSettings, load_actor
 from seal.models.attention import attention_note
+from seal.provenance import sha256_of_file
 from seal.selection.artefact import select_rows
 from seal.selection.calibration import auto_topp
 from seal.selection.published import load_selection
@@ -17,9 +20,15 @@ from seal.trainer.checkpoint import Checkpoints
 from seal.trainer.sft_trainer import SFTPlan, SFTTrainer
 from seal.trainer.step import RowLosses
 from seal.utils import cli
+from seal.utils.card import write_card
+from seal.utils.logger import last_metrics
 from seal.utils.schedule import schedule_factor
 from seal.utils.tokenizer import get_tokenizer
 
+NOTE = (
+    "selector {selector}: {kept} of {rows} rows kept at topp {topp:g}; {unscored} rows had no "
+    "score, {missing} scored rows are not in this dataset"
+)
 EVAL_ON_TRAIN_ROWS = 1000  # enough for a loss, cheap enough to take often
 
 
@@ -29,7 +38,7 @@ def train(args) -> None:
         raise InputError(f"--topp must be in (0, 1], got {args.topp:g}; 0.8 keeps 80 %")
     strategy = cli.get_strategy(args)
     tokenizer = get_tokenizer(args.pretrain, **cli.tokenizer_flags(args))
-    rows, held_out = read_data(args, strategy, tokenizer)
+    rows, held_out, selected = read_data(args, strategy, tokenizer)
     steps_per_epoch = -(-len(rows) // args.train_batch_size)
     steps = args.max_epochs * steps_per_epoch
 
@@ -62,11 +71,12 @@ def train(args) -> None:
     logger.close()
     strategy.save_model(engine, tokenizer, args.save_path)
     strategy.on_rank_0(lambda: cli.write_config(args, args.save_path))
+    strategy.on_rank_0(lambda: describe(args, rows, selected))
     strategy.print(f"model: {args.save_path}")
 
 
 def read_data(args, strategy, tokenizer):
-    """The rows to train on, and the evaluation rows or None, tokenised."""
+    """The rows to train on, the evaluation rows or None, and what `select` says of its choice."""
 
     def read(names, probs="1.0"):
         rows = load_rows(names, probs=probs, **cli.source_flags(args))
@@ -76,23 +86,25 @@ def read_data(args, strategy, tokenizer):
     strategy.print(f"rows: {rows}")
     if args.topp == "auto" and not args.selector_path:
         raise InputError("--topp auto needs --selector_path, a selector scored with canaries")
+    selected = {}
     if args.selector_path and args.topp != 1:
         everything = rows
-        rows, note = strategy.main_first(lambda: select(args, everything))
-        strategy.print(f"{note}\nkept: {rows}")
+        rows, selected = strategy.main_first(lambda: select(args, everything))
+        strategy.print(NOTE.format(**selected))
+        strategy.print(f"kept: {rows}")
     if args.safeinstr_dataset:
         safe = strategy.main_first(lambda: read(args.safeinstr_dataset))
         strategy.print(f"mixed in: {safe}")
         rows = concatenate(rows, safe)
     if not args.eval_dataset:
-        return rows, None
+        return rows, None, selected
     held_out = strategy.main_first(lambda: read(args.eval_dataset)).without(rows)
     strategy.print(f"evaluation rows: {held_out}")
-    return rows, held_out
+    return rows, held_out, selected
 
 
 def select(args, rows):
-    """The rows the selector keeps, and one line that says how they were found."""
+    """The rows the selector keeps, and the facts of how they were found."""
     published = {}
     if args.selector_path.endswith(".pt"):  # bare logits: their rows are found by replay
         published = {
@@ -106,12 +118,30 @@ def select(args, rows):
     if topp == "auto":
         topp = auto_topp(selection, args.max_canary_kept, args.confidence)
     selected = select_rows(rows.ids, rows.occurrences, selection, topp, args.unscored)
-    note = (
-        f"selector {args.selector_path}: {len(selected.indices)} of {len(rows)} rows kept at topp "
-        f"{topp:g}; {selected.unscored} rows had no score, {selected.missing} scored rows are "
-        "not in this dataset"
-    )
-    return rows.select(selected.indices), note
+    facts = {
+        "selector": args.selector_path,
+        "sha256": sha256_of_file(args.selector_path),
+        "method": selection.meta["method"],
+        "topp": topp,
+        "kept": len(selected.indices),
+        "rows": len(rows),
+        "unscored": selected.unscored,
+        "missing": selected.missing,
+        "dataset": rows.fingerprint,
+        "dataset scored": selection.meta["dataset"]["fingerprint"],
+    }
+    return rows.select(selected.indices), facts
+
+
+def describe(args, rows, selected) -> None:
+    """Writes the model card."""
+    trained = {"dataset": args.dataset, "fingerprint": rows.fingerprint, "rows": len(rows)}
+    trained |= {"tokens": int(rows.lengths.sum()), "cut to max_len": rows.truncated}
+    facts = {"Rows": trained, "Metrics at the end": last_metrics(args.save_path)}
+    if selected:
+        facts = {"Selection": selected | {"selector": Path(args.selector_path).name}, **facts}
+    which = "the rows that a selector keeps" if selected else "every row of its dataset"
+    write_card(args.save_path, f"Fine-tuned on {which}.", facts, cli.run_config(args))
 
 
 if __name__ == "__main__":

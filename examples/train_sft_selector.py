@@ -14,6 +14,7 @@ from seal.errors import InputError
 from seal.models.actor import MAIN, TRACKER, ModelSettings, load_actor
 from seal.models.attention import attention_note
 from seal.models.selector import Selector
+from seal.provenance import sha256_of_file
 from seal.selection.artefact import selection_meta, write_selection
 from seal.selection.calibration import calibrate, draw_canaries
 from seal.selection.scorers import relative_contrast
@@ -22,6 +23,8 @@ from seal.trainer.evaluation import row_means
 from seal.trainer.selector_trainer import SelectorPlan, SelectorTrainer
 from seal.trainer.step import RowLosses
 from seal.utils import cli
+from seal.utils.card import write_card
+from seal.utils.logger import last_metrics
 from seal.utils.schedule import schedule_factor
 from seal.utils.tokenizer import get_tokenizer
 
@@ -83,6 +86,7 @@ def train(args) -> None:
     if args.save_path:
         strategy.save_model(losses.engine, tokenizer, args.save_path)
         strategy.on_rank_0(lambda: cli.write_config(args, args.save_path))
+        strategy.on_rank_0(lambda: write_model_card(args, base, safe, user))
 
 
 def check(args) -> None:
@@ -169,6 +173,19 @@ def describe(args, user) -> dict:
         max_len=args.max_len,
         seed=args.seed,
     )
+
+
+def write_model_card(args, base: Path, safe, user) -> None:
+    """The card of the model that was trained along with the selector."""
+    path = Path(f"{base}.parquet")
+    data = {"safe rows": len(safe), "safe": safe.fingerprint, "user rows": len(user)}
+    facts = {
+        "Selector": {"selector": path.name, "sha256": sha256_of_file(path)},
+        "Rows": data | {"user": user.fingerprint},
+        "Metrics at the end": last_metrics(base),
+    }
+    summary = "Trained along with a selector: on safe rows, and on others by their weight."
+    write_card(args.save_path, summary, facts, cli.run_config(args))
 
 
 def selector_columns(user, selector, score) -> dict:

@@ -1,3 +1,49 @@
 """SEAL: safety-enhanced fine-tuning by bilevel data selection."""
 
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import datasets
+
 __version__ = "0.1.0"
+
+
+def select(
+    dataset: "datasets.Dataset",
+    selector: str | os.PathLike,
+    topp: float,
+    *,
+    unscored: str = "error",
+    input_key: str | None = None,
+    output_key: str | None = None,
+) -> "datasets.Dataset":
+    """The rows of a dataset that a selector keeps, as they are and in their order.
+
+    Rows are found by content: the dataset may have been shuffled, extended or written in another
+    schema since it was scored.
+
+    Args:
+        dataset: rows of any schema of `docs/data.md`, with all their columns.
+        selector: the .parquet file of a selector.
+        topp: share of the scored rows to keep, in (0, 1].
+        unscored: what to do with rows that have no score: `error`, `drop` or `keep`.
+        input_key: column of the prompt, where the schema is not recognised.
+        output_key: column of the response.
+
+    Returns:
+        `dataset.select(...)` of the kept rows: nothing is copied, every column is carried.
+
+    Raises:
+        InputError: `dataset` is no `datasets.Dataset` or of unknown schema, the selector is
+            refused or for other rows, topp is out of range, or rows have no score under `error`.
+
+    Examples:
+        >>> rows = datasets.load_dataset("json", data_files="user.jsonl", split="train")
+        >>> kept = seal.select(rows, "ckpt/mine_softmax.parquet", topp=0.8)
+    """
+    from seal.selection.rows import kept_rows  # `import seal` itself loads nothing
+
+    return kept_rows(
+        dataset, selector, topp, unscored=unscored, input_key=input_key, output_key=output_key
+    )

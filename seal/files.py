@@ -14,7 +14,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     On any exception the temporary file is removed and `path` is left as it was. Parent
     directories are created.
 
-    Example:
+    Examples:
         >>> with atomic_path("config.json") as tmp:
         ...     tmp.write_text("{}")
     """

@@ -1,7 +1,9 @@
-"""Which code made a result: package versions and the commit, without importing anything heavy."""
+"""Which code and files made a result, without importing anything heavy."""
 
 import functools
+import hashlib
 import importlib.metadata
+import os
 import subprocess
 from pathlib import Path
 
@@ -32,3 +34,9 @@ def commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def sha256_of_file(path: str | os.PathLike) -> str:
+    """Hex sha256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

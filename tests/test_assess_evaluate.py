@@ -20,7 +20,7 @@ from seal.assess.answers import Answer, read_answers, write_answers
 from seal.assess.engine import load_model
 from seal.assess.evaluation import Judges, PromptSet, exact_match, judge_answers, scores_of
 from seal.assess.generation import Template
-from seal.assess.prompts import read_prompts, read_records, sha256_of_file
+from seal.assess.prompts import read_prompts, read_records
 from seal.assess.references import reference_nll
 from seal.assess.results import HIGHER_IS_BETTER, compare, read_results
 from seal.assess.reward_judge import RewardJudge
@@ -28,6 +28,7 @@ from seal.assess.rules import agreement, judge_refusal
 from seal.assess.statistics import clopper_pearson
 from seal.assess.winrate import length_controlled
 from seal.errors import InputError
+from seal.provenance import sha256_of_file
 
 ROOT = Path(__file__).resolve().parents[1]
 EVAL_DATA = ROOT.parent / "shared" / "data" / "eval"

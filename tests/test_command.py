@@ -119,6 +119,12 @@ def test_bad_input_is_one_line_and_status_2(home, tmp_path):
     (tmp_path / "bad.parquet").write_bytes(b"PAR1")
     assert "not a readable Parquet file" in refused("show", tmp_path / "bad.parquet")
     flags = ("--dataset", home / "data.jsonl", "--out", tmp_path / "x")
+    for words, complaint in (
+        (("export", "a.parquet"), "arguments are required: --dataset, --topp, --out; see seal"),
+        (("shoe",), "invalid choice: 'shoe'"),
+    ):
+        done = process(*words)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1) and complaint in done.stderr
     assert "got 80; 0.8 keeps 80 %" in refused("export", home / "a.parquet", *flags, "--topp", 80)
     assert list(tmp_path.iterdir()) == [tmp_path / "bad.parquet"]
 
@@ -351,11 +357,14 @@ def test_merge_gives_the_model_with_its_adapter(tmp_path):
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     adapted = get_peft_model(base, lora).eval()
     adapted.save_pretrained(tmp_path / "adapter")
+    (tmp_path / "adapter/README.md").write_text("---\nlibrary_name: peft\n---\n\n# kept\n")
     done = process("merge", tmp_path / "adapter", "--out", tmp_path / "merged", "--json")
     result = json.loads(done.stdout)
     assert result["base"] == str(tmp_path / "base")
     names = {path.name for path in (tmp_path / "merged").iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= names
+    card = (tmp_path / "merged/README.md").read_text()
+    assert "library_name: transformers" in card and "# kept" in card
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     tokens = torch.arange(20)[None]
     torch.testing.assert_close(merged(tokens).logits, adapted(tokens).logits)

@@ -1,18 +1,22 @@
 """Both stages through the real entry scripts: every architecture, every output, killed runs."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from launch import ROOT, SELECTOR, SFT, deepspeed, kill_once, launched, python
 from peft import PeftModel
 from tiny_world import make_model, make_rows, make_tokenizer, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import seal
 from seal.datasets import load_rows, tokenize_rows
+from seal.provenance import sha256_of_file
 from seal.selection.artefact import read_selection
 from seal.utils import cli
 
@@ -157,6 +161,24 @@ def test_saved_model_loads_and_generates(trained):
     prompt = tokenizer("the river", return_tensors="pt").input_ids
     answer = model.generate(input_ids=prompt, max_new_tokens=4, do_sample=False)
     assert answer.shape[1] > prompt.shape[1]
+
+
+def test_the_model_card_names_what_the_model_comes_from(trained, data):
+    architecture, folder, _, _ = trained
+    card = (folder / "tuned/README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    adapter = "--lora_rank" in RUNS[architecture][1]
+    assert front["library_name"] == ("peft" if adapter else "transformers")
+    assert front["base_model"] == "start"
+    selector = folder / "ckpt/sft_selection_logits_softmax.parquet"
+    said = dict(re.findall(r"^\| (.+?) \| `?(.*?)`? \|$", card, flags=re.M))
+    assert said["selector"] == selector.name and said["sha256"] == sha256_of_file(selector)
+    assert (said["topp"], said["kept"]) == (f"{TOPP:g}", str(round(TOPP * USER_ROWS)))
+    assert said["dataset scored"] == read_selection(selector).meta["dataset"]["fingerprint"]
+    last = metrics(folder / "tuned/metrics.jsonl")[-1]
+    assert float(said["eval/loss"]) == pytest.approx(last["eval/loss"], rel=1e-5)
+    assert said["train_batch_size"] == "8" and said["seal"] == seal.__version__
+    assert not [row for row in make_rows(USER_ROWS) if row["response"] in card]
 
 
 def test_no_operator_is_compiled(trained, data):

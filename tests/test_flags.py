@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -159,3 +160,82 @@ def test_an_unknown_flag_is_refused(script, capsys):
         assert stopped.value.code == 2
         said = capsys.readouterr()
         assert said.out == "" and said.err.startswith("error: ") and said.err.count("\n") == 1
+
+
+# --- --config ---
+
+
+def configured(tmp_path, text: str, *words: str, script: str = "train_sft"):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return SCRIPTS[script]().parse_args(["--config", str(path), *words])
+
+
+CONFIG = """
+pretrain: M            # what is required may stand here
+dataset: S
+max_len: 2048
+learning_rate: 1e-5    # text to YAML, a number to the flag
+eval_steps: -1
+target_modules: [q_proj, v_proj]
+input_template: "Q: {}\\nA: "
+bf16: true
+flash_attn: false
+eval_dataset:
+topp: auto
+"""
+
+
+def test_a_config_is_read_like_its_flags(tmp_path):
+    words = ["--pretrain", "M", "--dataset", "S", "--max_len", "2048", "--learning_rate", "1e-5"]
+    words += ["--target_modules", "q_proj", "v_proj", "--input_template", "Q: {}\nA: ", "--bf16"]
+    expected = vars(cli.sft_parser().parse_args([*words, "--topp", "auto"]))
+    found = vars(configured(tmp_path, CONFIG))
+    assert found.pop("config") == str(tmp_path / "run.yaml") and expected.pop("config") is None
+    assert found == expected
+
+
+def test_flags_override_the_config(tmp_path):
+    words = ["--max_len", "64", "--target_modules", "k_proj", "--flash_attn", "--dataset=T"]
+    found = configured(tmp_path, CONFIG, *words)
+    assert (found.max_len, found.target_modules, found.flash_attn) == (64, ["k_proj"], True)
+    assert (found.dataset, found.learning_rate) == ("T", 1e-5)
+
+
+@pytest.mark.parametrize(
+    "text, complaint",
+    [
+        ("max_length: 3", "unknown flag 'max_length'; did you mean max_len?"),
+        ("max-len: 3", "unknown flag 'max-len'; did you mean max_len?"),
+        ("zzz: 3", "unknown flag 'zzz'; --help lists the flags"),
+        ("config: other.yaml", "unknown flag 'config'"),
+        ("max_len: many", "max_len takes int, got 'many'"),
+        ("max_len: 1.5", "max_len takes int, got 1.5"),
+        ("max_len: [1, 2]", "max_len takes text or a number, got [1, 2]"),
+        ("max_len: false", "max_len takes text or a number, got False"),
+        ("bf16: 1", "bf16 is a switch: true or false, got 1"),
+        ("- bf16", "must hold `flag: value` lines"),
+        ("a: b: c", "cannot be read: mapping values are not allowed here"),
+    ],
+)
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_wrong_config_is_refused_in_one_line(tmp_path, capsys, script, text, complaint):
+    with pytest.raises(SystemExit) as stopped:
+        configured(tmp_path, text, *NEEDED[script], script=script)
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and said.count("\n") == 1
+    assert said.startswith("error: ") and complaint in said
+
+
+def test_a_config_that_is_missing_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        cli.sft_parser().parse_args(["--config", "no-such.yaml"])
+    assert "--config no-such.yaml cannot be read: [Errno 2]" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.sft_parser().parse_args(["--config"])
+    assert "expected one argument" in capsys.readouterr().err
+
+
+def test_the_config_of_the_readme_parses(tmp_path):
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    configured(tmp_path, text)

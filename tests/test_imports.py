@@ -100,6 +100,18 @@ def test_arguments_stay_in_the_entry_scripts():
     assert not holders
 
 
+def test_reading_rows_loads_neither_torch_nor_transformers():
+    code = (
+        "import sys, seal.command.export, seal.selection.rows\n"
+        "from seal.datasets import load_rows, read_raw, row_id\n"
+        "print(sorted({'torch', 'transformers'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
 def test_light_modules_load_nothing_heavy():
     code = (
         "import sys, seal.models.loss, seal.selection.artefact, seal.command\n"

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from seal.assess.prompts import Prompt, read_records, sha256_of_file
+from seal.assess.prompts import Prompt, read_records
 from seal.errors import InputError
 from seal.files import atomic_path
+from seal.provenance import sha256_of_file
 
 
 class Answer(NamedTuple):

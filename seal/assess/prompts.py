@@ -120,12 +120,6 @@ def _first(record: dict, keys: tuple[str, ...]) -> str:
     return value if isinstance(value, str) else str(value)
 
 
-def sha256_of_file(path: str | os.PathLike) -> str:
-    """Hex sha256 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def sha256_of_text(*parts: str) -> str:
     """Hex sha256 of the parts as a JSON list, so that no two lists share a text."""
     return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()

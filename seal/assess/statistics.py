@@ -68,7 +68,7 @@ def bootstrap_ci(
     Raises:
         ValueError: `values` is empty or no resample gave a number.
 
-    Example:
+    Examples:
         >>> bootstrap_ci([0, 1, 1, 1]).estimate
         0.75
     """

@@ -1,7 +1,8 @@
 """The `seal` command: look at a selector and use it, without a GPU and without deepspeed.
 
-One module a subcommand, each with two functions:
+One module a subcommand, whose docstring is its description, with
 
+    EXAMPLE                                      a command line that shows it
     add_parser(subparsers)                       names its flags and `set_defaults(run=run)`
     run(args: argparse.Namespace) -> (dict, str) the result for --json, and the same for a reader
 """
@@ -13,20 +14,53 @@ import os
 import sys
 
 from seal import __version__
-from seal.command import compare, convert, doctor, export, merge, report, score_new, show
+from seal.command import (
+    compare,
+    completion,
+    convert,
+    doctor,
+    export,
+    merge,
+    plan,
+    report,
+    score_new,
+    show,
+)
 from seal.errors import InputError
 
-SUBCOMMANDS = (show, report, export, compare, convert, score_new, merge, doctor)
+SUBCOMMANDS = (
+    show,
+    report,
+    export,
+    compare,
+    convert,
+    score_new,
+    merge,
+    plan,
+    doctor,
+    completion,
+)
 
 
-def build_parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaint is one line with exit status 2, as for all bad input."""
+
+    def error(self, message: str):
+        """Reports a flag that does not parse."""
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+def build_parser() -> Parser:
     """The parser of every subcommand; each also has `--json`."""
-    parser = argparse.ArgumentParser(prog="seal", description=__doc__.splitlines()[0])
+    parser = Parser(prog="seal", description=__doc__.splitlines()[0])
     parser.add_argument("--version", action="version", version=f"seal {__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in SUBCOMMANDS:
         module.add_parser(subparsers)
-    for subparser in subparsers.choices.values():
+    for module, subparser in zip(SUBCOMMANDS, subparsers.choices.values(), strict=True):
+        subparser.description = module.__doc__
+        subparser.epilog = f"example:\n  {module.EXAMPLE}"
+        subparser.formatter_class = argparse.RawDescriptionHelpFormatter
         subparser.add_argument("--json", action="store_true", help="print one JSON object instead")
     return parser
 

@@ -10,12 +10,11 @@ from seal.errors import InputError
 from seal.selection.artefact import Selection, kept_mask, read_selection
 
 _FIRST = 5  # ids listed of the rows that changed sides
+EXAMPLE = "seal compare ckpt/mine_softmax.parquet ckpt/contrast.parquet --topp 0.8"
 
 
 def add_parser(subparsers) -> None:
-    parser = subparsers.add_parser(
-        "compare", help="do two selectors keep the same rows", description=__doc__
-    )
+    parser = subparsers.add_parser("compare", help="do two selectors keep the same rows")
     parser.add_argument("a", help="a selector (.parquet)")
     parser.add_argument("b", help="another, of the same rows or some of them")
     parser.add_argument("--topp", type=float, default=0.8, help="share of rows each keeps")

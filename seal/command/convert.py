@@ -6,10 +6,14 @@ from seal.command.dataset import add_dataset_flags, read_rows
 from seal.errors import InputError
 from seal.selection.artefact import save_selection
 
+EXAMPLE = """\
+seal convert selector.pt --dataset user.jsonl --selector_tokenizer MODEL \\
+      --out selector.parquet"""
+
 
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
-        "convert", help="turn a published .pt selector into a .parquet one", description=__doc__
+        "convert", help="turn a published .pt selector into a .parquet one"
     )
     parser.add_argument("file", help="the published selector (.pt)")
     add_dataset_flags(parser, required=True)

@@ -44,9 +44,3 @@ def hide_bars() -> None:
 
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-
-
-def row_keys(rows: "datasets.Dataset") -> tuple:
-    """(ids, occurrences) of the rows: pyarrow string [N] and numpy int32 [N]."""
-    table = rows.select_columns(["id", "occurrence"]).with_format("arrow")[:]
-    return table["id"], table["occurrence"].to_numpy()

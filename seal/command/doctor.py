@@ -28,10 +28,11 @@ class Check(NamedTuple):
     remedy: str = ""
 
 
+EXAMPLE = "seal doctor --json"
+
+
 def add_parser(subparsers) -> None:
-    parser = subparsers.add_parser(
-        "doctor", help="what this machine can run and what is missing", description=__doc__
-    )
+    parser = subparsers.add_parser("doctor", help="what this machine can run and what is missing")
     parser.set_defaults(run=run)
 
 

@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from seal.command.dataset import add_dataset_flags, read_rows, row_keys
+from seal.command.dataset import add_dataset_flags, read_rows
 from seal.command.sources import source_lines
 from seal.errors import InputError
 from seal.files import atomic_path
 from seal.selection.artefact import UNSCORED, Selection, select_rows
+from seal.selection.keys import row_keys
 from seal.selection.published import load_selection
 
 if TYPE_CHECKING:
@@ -39,12 +40,13 @@ _LLAMA_FACTORY = {
         "columns": {"messages": "conversations", "system": "system"},
     },
 }
+EXAMPLE = """\
+seal export ckpt/mine_softmax.parquet --dataset user.jsonl --topp 0.8 --format messages \\
+      --out kept.jsonl"""
 
 
 def add_parser(subparsers) -> None:
-    parser = subparsers.add_parser(
-        "export", help="write the kept rows for any trainer", description=__doc__
-    )
+    parser = subparsers.add_parser("export", help="write the kept rows for any trainer")
     parser.add_argument("file", help="the selector (.parquet)")
     add_dataset_flags(parser, required=True)
     parser.add_argument("--topp", type=float, required=True, help="share of scored rows to keep")

@@ -3,16 +3,17 @@
 import argparse
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
 from seal.errors import InputError
 
+EXAMPLE = "seal merge ckpt/adapter --out merged"
+
 
 def add_parser(subparsers) -> None:
-    parser = subparsers.add_parser(
-        "merge", help="fold a LoRA adapter into its base model", description=__doc__
-    )
+    parser = subparsers.add_parser("merge", help="fold a LoRA adapter into its base model")
     parser.add_argument("adapter", help="directory of the adapter (adapter_config.json)")
     parser.add_argument("--out", required=True, help="directory of the merged model, to be made")
     parser.add_argument("--base", help="base model, when it is not where training found it")
@@ -41,7 +42,10 @@ def _merge(adapter: Path, base: str | None, folder: Path) -> str:
     """Writes the merged model and its tokenizer to `folder`; returns the base model's name."""
     from peft import PeftConfig, PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    if not sys.stderr.isatty():
+        disable_progress_bar()
     base = base or PeftConfig.from_pretrained(adapter).base_model_name_or_path
     try:
         model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
@@ -52,5 +56,10 @@ def _merge(adapter: Path, base: str | None, folder: Path) -> str:
         raise InputError(f"base model {base!r} cannot be read, give --base: {reason}") from error
     merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     merged.save_pretrained(folder)
+    card = adapter / "README.md"
+    if card.is_file():  # it holds for the merged model, but for how that is loaded
+        text = card.read_text(encoding="utf-8")
+        text = text.replace("library_name: peft", "library_name: transformers", 1)
+        (folder / card.name).write_text(text, encoding="utf-8")
     tokenizer.save_pretrained(folder)
     return base

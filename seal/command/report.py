@@ -1,4 +1,7 @@
-"""`seal report`: one HTML file that says what a selection kept, dropped, cost and led to."""
+"""`seal report`: one HTML file that says what a selection kept, dropped, cost and led to.
+
+The file is self-contained: no script, no network.
+"""
 
 import argparse
 import shlex
@@ -7,10 +10,9 @@ from pathlib import Path
 
 from seal.command.dataset import add_dataset_flags, read_rows
 
-EXAMPLE = """example:
-  seal report ckpt/demo_softmax.parquet --dataset demo/user.jsonl --topp 0.7 \\
-      --column provenance --metrics runs/selector/metrics.jsonl --out report.html
-"""
+EXAMPLE = """\
+seal report ckpt/demo_softmax.parquet --dataset demo/user.jsonl --topp 0.7 \\
+      --column provenance --metrics runs/selector/metrics.jsonl --out report.html"""
 
 
 def add_parser(subparsers) -> None:
@@ -18,9 +20,6 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "report",
         help="write one HTML file on a selection: what was kept and dropped, cost, evaluation",
-        description="Writes one self-contained HTML file (no script, no network) on a selection.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("selection", type=Path, help="the selector's .parquet file")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="file to write")

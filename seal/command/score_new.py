@@ -3,29 +3,24 @@
 A linear head on the model's mean hidden states is fitted to the selector's scores, kept beside the
 selector as <selector>.head.npz, and used again when nothing has changed. Its rank correlation on
 held-out rows says how far to trust it. The artefact is marked `predicted`.
-
-    seal score-new ckpt/mine.parquet --pretrain MODEL --dataset user.jsonl \\
-        --new_dataset more.jsonl --out ckpt/more.parquet
 """
 
 import argparse
-import hashlib
 from pathlib import Path
 
 from seal.command.dataset import add_dataset_flags, hide_bars
 from seal.errors import InputError
+from seal.provenance import sha256_of_file
 
+EXAMPLE = """\
+seal score-new ckpt/mine.parquet --pretrain MODEL --dataset user.jsonl \\
+      --new_dataset more.jsonl --out ckpt/more.parquet"""
 TEXT = ("max_len", "input_template", "apply_chat_template", "pretrain_mode", "supervise")
 LOW = 0.5  # rank correlation on held-out rows below which a prediction ranks poorly
 
 
 def add_parser(subparsers) -> None:
-    parser = subparsers.add_parser(
-        "score-new",
-        help="predict scores for rows a selector never saw",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = subparsers.add_parser("score-new", help="predict scores for rows a selector never saw")
     parser.add_argument("file", help="the selector (.parquet)")
     add_dataset_flags(parser, required=True)
     parser.add_argument("--new_dataset", required=True, help="the rows to predict scores for")
@@ -45,7 +40,7 @@ def run(args: argparse.Namespace) -> tuple[dict, str]:
     text.setdefault("max_len", 512)
     embed, read = _model(args, text)
     head_path = Path(args.file).with_suffix(".head.npz")
-    key = {"selector": _sha256(args.file), "model": args.pretrain, "text": text}
+    key = {"selector": sha256_of_file(args.file), "model": args.pretrain, "text": text}
     head = load_head(head_path, key)
     if head is None:
         rows, score = _scored(read(args.dataset), selection)
@@ -108,8 +103,3 @@ def _scored(rows, selection):
             "--dataset is what the selector scored"
         )
     return rows.select((lines >= 0).nonzero()[0]), selection.score[lines[lines >= 0]].astype(float)
-
-
-def _sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

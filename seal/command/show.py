@@ -1,19 +1,22 @@
 """`seal show`: what a selector holds, and the rows it likes best and least."""
 
 import argparse
+import json
 
 import numpy as np
 
-from seal.command.dataset import add_dataset_flags, read_rows, row_keys
+from seal.command.dataset import add_dataset_flags, read_rows
 from seal.selection.artefact import Selection, read_selection
+from seal.selection.keys import row_keys
 
 _QUANTILES = (0, 1, 10, 25, 50, 75, 90, 99, 100)  # per cent
 _TEXT = 300  # characters of a message shown
+EXAMPLE = "seal show ckpt/mine_softmax.parquet --bottom 5 --dataset user.jsonl"
 
 
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
-        "show", help="what a selector holds, and its best and worst rows", description=__doc__
+        "show", help="what a selector holds, and its best and worst rows"
     )
     parser.add_argument("file", help="the selector (.parquet)")
     parser.add_argument("--top", type=int, default=0, help="rows of highest score to list")
@@ -76,7 +79,8 @@ def _render(result: dict) -> str:
     counts = meta["dataset"]
     n = counts["scored"]
     skipped = ", ".join(f"{reason} {count}" for reason, count in counts["skipped"].items())
-    arguments = " ".join(f"{name}={value}" for name, value in meta["arguments"].items())
+    arguments = {name: value for name, value in meta["arguments"].items() if value is not None}
+    arguments = " ".join(f"{name}={_word(value)}" for name, value in arguments.items())
     scores = result["score_percentiles"].items()
     table = {
         "selector": f"{result['file']} (format {meta['format']})",
@@ -98,6 +102,12 @@ def _render(result: dict) -> str:
         parts += [f"\n{name} {len(result[name])}"] * bool(result[name])
         parts += [_render_line(line) for line in result[name]]
     return "\n".join(parts)
+
+
+def _word(value: object) -> str:
+    """A value on one line; text with blanks in quotes."""
+    plain = isinstance(value, str) and value.split() == [value]
+    return value if plain else json.dumps(value, ensure_ascii=False)
 
 
 def _render_line(line: dict) -> str:

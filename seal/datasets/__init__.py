@@ -1,17 +1,25 @@
-"""Data: files and names to rows, rows to tokens with their supervision."""
+"""Data: files and names to rows, rows to tokens with their supervision.
 
-from seal.datasets.blending import load_rows, read_raw
-from seal.datasets.identity import row_id
-from seal.datasets.published import published_length_filter
-from seal.datasets.sft_dataset import Batch, SFTDataset, concatenate, tokenize_rows
+The names below are imported when they are first used: reading rows needs neither torch nor
+transformers, which take seconds to load.
+"""
 
-__all__ = [
-    "Batch",
-    "SFTDataset",
-    "concatenate",
-    "load_rows",
-    "published_length_filter",
-    "read_raw",
-    "row_id",
-    "tokenize_rows",
-]
+import importlib
+
+_HOME = {
+    "Batch": "sft_dataset",
+    "SFTDataset": "sft_dataset",
+    "concatenate": "sft_dataset",
+    "load_rows": "blending",
+    "published_length_filter": "published",
+    "read_raw": "blending",
+    "row_id": "identity",
+    "tokenize_rows": "sft_dataset",
+}
+__all__ = [*_HOME]
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

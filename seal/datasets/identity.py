@@ -7,6 +7,9 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
+# One encoder for all rows: `json.dumps` makes one a call where its arguments are not the defaults.
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
 
 def row_id(messages: list[dict[str, str]]) -> str:
     """Names a conversation: the first 32 hex digits (128 bits) of a sha256.
@@ -15,13 +18,12 @@ def row_id(messages: list[dict[str, str]]) -> str:
     or tokenizer, so a row keeps its name when the dataset is shuffled, extended, written in
     another schema or tokenised for another model.
 
-    Example:
+    Examples:
         >>> row_id([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}])
         '99c87cbcecd18c3405b9f9d79fe1b3f8'
     """
     turns = [[message["role"], message["content"]] for message in messages]
-    text = json.dumps(turns, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(_encode(turns).encode()).hexdigest()[:32]
 
 
 def occurrences(ids: pa.ChunkedArray) -> np.ndarray:

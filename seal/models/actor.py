@@ -199,6 +199,45 @@ def load_actor(settings: ModelSettings) -> Actor:
         model = PeftModel.from_pretrained(model, settings.pretrain, is_trainable=True)
     else:
         model = _load_base(settings)
+    return _as_actor(model, settings)
+
+
+def untrained_actor(settings: ModelSettings, layers: int | None = None) -> Actor:
+    """As `load_actor`, from the configuration alone: random weights, to measure size and speed.
+
+    Under `torch.device("meta")` nothing is allocated. A 4-bit base is left in full precision.
+
+    Args:
+        layers: how many layers, at most the configuration's (default: all).
+
+    Raises:
+        InputError: no such configuration, or target modules absent.
+    """
+    settings = replace(settings, load_in_4bit=False)
+    attention = choose_attention(settings.flash_attn, settings.attn_implementation, settings.bf16)
+    trust = settings.trust_remote_code
+    try:
+        config = AutoConfig.from_pretrained(settings.pretrain, trust_remote_code=trust)
+        if layers is not None:
+            config.num_hidden_layers = layers
+            if config.to_dict().get("layer_types"):
+                config.layer_types = config.layer_types[:layers]
+        model = AutoModelForCausalLM.from_config(
+            config,
+            dtype=torch.bfloat16 if settings.bf16 else torch.float32,
+            attn_implementation=attention,
+            trust_remote_code=trust,
+        )
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"--pretrain {settings.pretrain} has no configuration: {reason}"
+        ) from error
+    return _as_actor(model, settings)
+
+
+def _as_actor(model: PreTrainedModel | PeftModel, settings: ModelSettings) -> Actor:
+    """The model as an actor, with the adapter and the checkpointing that are asked for."""
     model.config.use_cache = False
     if isinstance(model, PeftModel):
         pass

@@ -1,11 +1,15 @@
 """Row identity as integers: ids to 128-bit words, and finding rows by (id, occurrence)."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from seal.errors import InputError
+
+if TYPE_CHECKING:
+    import datasets
 
 ID_LENGTH = 32
 _BLOCK = 1 << 20  # rows converted at a time, so the transient memory does not grow with N
@@ -21,6 +25,12 @@ def _hex_pair_table() -> np.ndarray:
 
 
 _HEX_PAIRS = _hex_pair_table()
+
+
+def row_keys(rows: "datasets.Dataset") -> tuple[pa.ChunkedArray, np.ndarray]:
+    """(ids, occurrences) of `load_rows`' rows: pyarrow string [N] and numpy int32 [N]."""
+    table = rows.select_columns(["id", "occurrence"]).with_format("arrow")[:]
+    return table["id"], table["occurrence"].to_numpy()
 
 
 def id_words(ids: Sequence[str] | np.ndarray | pa.Array | pa.ChunkedArray) -> np.ndarray:

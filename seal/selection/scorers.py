@@ -23,6 +23,18 @@ ONE_PASS = {
 MODEL_FREE = ("random", "dsir")
 
 
+def tuned_rows(
+    method: str, n_safe: int, n_user: int, *, folds: int, safe_ready: bool, rows_ready: bool
+) -> tuple[int, int]:
+    """(safe rows, user rows) that a method trains on in one epoch of its tuning.
+
+    `safe_ready` and `rows_ready`: a model already tuned on them is given.
+    """
+    on_safe = method in ("safe_loss", "excess_loss", "relative_excess") and not safe_ready
+    times = {"excess_loss": 1, "influence": 1, "relative_excess": folds - 1}.get(method, 0)
+    return n_safe * on_safe, n_user * times * (not rows_ready)
+
+
 CONTRAST_FLOOR = 0.1  # nats a token below which a loss is as good as learned
 
 

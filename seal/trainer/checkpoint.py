@@ -21,6 +21,7 @@ GIGABYTE = 2**30
 # Arguments that change nothing a resumed step computes.
 FREE_ARGUMENTS = {
     "ckpt_path",
+    "config",
     "eval_steps",
     "load_checkpoint",
     "local_rank",

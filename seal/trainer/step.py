@@ -58,7 +58,7 @@ def plan_micro_batches(
         capacity: tokens a micro-batch may hold.
 
     Returns:
-        plan[rank][micro_step] = positions in `lengths`.
+        `plan[rank][micro_step]` = positions in `lengths`.
     """
     order = np.argsort(-lengths, kind="stable")
     micro_steps = max(1, math.ceil(int(lengths.sum()) / (capacity * world_size)))

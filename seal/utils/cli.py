@@ -16,6 +16,7 @@ from typing import TypeVar
 from seal.errors import InputError, NonFiniteLoss
 from seal.files import atomic_path
 from seal.provenance import commit, versions
+from seal.utils.config import config_words
 from seal.utils.logger import Logger, NoLogger, WandbSettings
 
 SECRET = "use_wandb"
@@ -31,7 +32,34 @@ AT_LEAST_ONE = (
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose complaint is one line, on rank 0, with exit status 2."""
+    """argparse whose complaint is one line, on rank 0, with exit status 2.
+
+    Flags may stand in the YAML file of `--config`; those of the command line win.
+    """
+
+    def __init__(
+        self,
+        description: str,
+        formatter_class: type[argparse.HelpFormatter] = argparse.HelpFormatter,
+    ):
+        super().__init__(
+            description=description, formatter_class=formatter_class, allow_abbrev=False
+        )
+        self.add_argument("--config", metavar="YAML", help="file of flags, as `max_len: 512`")
+
+    def parse_args(self, words: list[str] | None = None) -> argparse.Namespace:
+        """The flags of the command line, and those of the file that it names."""
+        finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        finder.add_argument("--config", nargs="?")
+        words = sys.argv[1:] if words is None else words
+        args, _ = finder.parse_known_args(words)
+        if args.config is None:
+            return super().parse_args(words)
+        flags = [action for action in self._actions if action.dest not in ("help", "config")]
+        try:
+            return super().parse_args([*config_words(args.config, flags), *words])
+        except InputError as error:
+            self.error(str(error))
 
     def error(self, message: str):
         """Reports a flag that does not parse."""

@@ -97,6 +97,14 @@ class NoLogger:
         """Closes nothing."""
 
 
+def last_metrics(run_dir: str | Path) -> dict[str, float]:
+    """The last value of every metric of a run, with the step and seconds of the last line."""
+    last = {}
+    for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines():
+        last |= json.loads(line)
+    return last
+
+
 def _open_metrics(path: Path, first_step: int) -> TextIO:
     """The metrics file, its lines after `first_step` dropped: a resumed run writes them again."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []

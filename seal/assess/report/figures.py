@@ -18,7 +18,7 @@ TICK_ROOM = 34  # pixels under the plot for tick labels and the axis name
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers within [low, high], at most `count` steps apart.
 
-    Example:
+    Examples:
         >>> ticks(0.0, 1.0, 5)
         [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     """
@@ -34,7 +34,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 def number(value: float, digits: int = 3) -> str:
     """A short text for a number: thousands grouped, `digits` significant, true minus sign.
 
-    Example:
+    Examples:
         >>> number(16800), number(0.04321), number(-2.0)
         ('16,800', '0.0432', '−2')
     """
@@ -282,11 +282,11 @@ def whisker(value: float, low: float, high: float, top: float = 1.0) -> Markup:
     """A dot with its interval on the scale 0 to `top`, for a table cell."""
 
     def place(v: float) -> float:
-        return 100 * min(1.0, max(0.0, v / top))
+        return 4 + 92 * min(1.0, max(0.0, v / top))  # the dot at an end stays whole
 
     return Markup(
         '<svg class="whisker" aria-hidden="true" width="100%" height="14">'
-        '<line class="axis" x1="0" x2="100%" y1="7" y2="7"/>'
+        '<line class="axis" x1="4%" x2="96%" y1="7" y2="7"/>'
         '<line class="span" x1="{0:.2f}%" x2="{1:.2f}%" y1="7" y2="7"/>'
         '<circle class="dot" cx="{2:.2f}%" cy="7" r="4"/></svg>'
     ).format(place(low), place(high), place(value))
@@ -295,7 +295,7 @@ def whisker(value: float, low: float, high: float, top: float = 1.0) -> Markup:
 def duration(seconds: float) -> str:
     """Seconds as a person says them.
 
-    Example:
+    Examples:
         >>> duration(4.2), duration(75), duration(7260)
         ('4.2 s', '1 min 15 s', '2 h 1 min')
     """

@@ -1,0 +1,35 @@
+"""The selection as an operation on a `datasets.Dataset`."""
+
+import os
+
+import datasets
+
+from seal.datasets.identity import number_rows
+from seal.datasets.prompts import to_messages
+from seal.errors import InputError
+from seal.selection.artefact import select_rows
+from seal.selection.keys import row_keys
+from seal.selection.published import load_selection
+
+
+def kept_rows(
+    dataset: datasets.Dataset,
+    selector: str | os.PathLike,
+    topp: float,
+    *,
+    unscored: str = "error",
+    input_key: str | None = None,
+    output_key: str | None = None,
+) -> datasets.Dataset:
+    """The rows of `dataset` that a selector keeps; `seal.select` documents the arguments."""
+    if not isinstance(dataset, datasets.Dataset):
+        raise InputError(
+            f"select needs a datasets.Dataset, got a {type(dataset).__name__}; of several splits "
+            'give one, as dataset["train"]'
+        )
+    messages = to_messages(
+        dataset.with_format(None), "given", input_key=input_key, output_key=output_key
+    )
+    keys = row_keys(number_rows(messages))
+    selected = select_rows(*keys, load_selection(selector), topp, unscored)
+    return dataset.select(selected.indices)

@@ -1,0 +1,64 @@
+"""A YAML file of flags as the words of a command line."""
+
+import argparse
+import difflib
+from pathlib import Path
+
+import yaml
+
+from seal.errors import InputError
+
+
+def config_words(path: str, actions: list[argparse.Action]) -> list[str]:
+    """The words that say on a command line what the file says; argparse then reads both alike.
+
+    Args:
+        path: a YAML mapping of flag names, without dashes, to values. `true` and `false` set a
+            switch, a list gives a flag several values, and an empty value leaves the default.
+        actions: the flags that may stand in it.
+
+    Raises:
+        InputError: the file is no such mapping, or a key or the type of a value is wrong.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"--config {path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"--config {path} must hold `flag: value` lines")
+    known = {action.dest: action for action in actions}
+    words = []
+    for name, value in values.items():
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {close[0]}?" if close else "--help lists the flags"
+            raise InputError(f"--config {path}: unknown flag {name!r}; {hint}")
+        try:
+            words += _words(known[name], value)
+        except ValueError as error:
+            raise InputError(f"--config {path}: {name} {error}") from error
+    return words
+
+
+def _words(action: argparse.Action, value: object) -> list[str]:
+    """One flag and its value or values; a ValueError says what it takes."""
+    flag = action.option_strings[0]
+    if value is None:
+        return []
+    if isinstance(value, bool) and action.nargs in (0, "?"):
+        return [flag] * value
+    if action.nargs == 0:
+        raise ValueError(f"is a switch: true or false, got {value!r}")
+    if isinstance(value, list) and action.nargs in ("*", "+"):
+        return [flag, *(_word(action, item) for item in value)]
+    return [f"{flag}={_word(action, value)}"]
+
+
+def _word(action: argparse.Action, value: object) -> str:
+    if isinstance(value, bool | list | dict):
+        raise ValueError(f"takes text or a number, got {value!r}")
+    try:
+        (action.type or str)(str(value))
+    except ValueError as error:
+        raise ValueError(f"takes {action.type.__name__}, got {value!r}") from error
+    return str(value)
