@@ -2,10 +2,11 @@
 
     python benchmarks/data.py --rows 100000 --out benchmarks/results/data.json
 
-`published`: a Python loop that tokenises each row's prompt once at the start, to count it, and each
-row's text at every access, over one epoch (its further epochs would add to it). `ours`: reading,
-identities, masks and tokens of all rows, by several processes, into a cache. `again` is the second
-start, in a fresh process, which reads the cache. The last line is JSON.
+Published: a Python loop that tokenises each row's prompt once at the start, to count it
+(prompts_s), and each row's text at every access (epoch_s for one epoch; the published runs take
+three). Ours: reading, identities, masks and tokens of all rows, by several processes, into a cache,
+once for all epochs. `again` is the second start, in a fresh process, which reads the cache. `ratio` is for
+EPOCHS epochs, `ratio_one_epoch` for one. The last line is JSON.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from transformers import AutoTokenizer
 from seal.datasets import load_rows, tokenize_rows
 from seal.provenance import commit, versions
 
-MAX_LEN = 512
+MAX_LEN, EPOCHS = 512, 3
 
 
 def main() -> None:
@@ -41,10 +42,12 @@ def main() -> None:
         folder = Path(name)
         make_rows(folder, args.rows)
         load = load_average()
-        result = {"rows": args.rows, "published_s": round(published(folder), 1)}
+        prompts, epoch = published(folder)
+        result = {"rows": args.rows, "prompts_s": round(prompts, 1), "epoch_s": round(epoch, 1)}
         for start in ("ours_s", "again_s"):
             result[start] = child(folder)["seconds"]
-    result["ratio"] = round(result["published_s"] / result["ours_s"], 2)
+    result["ratio"] = round((prompts + EPOCHS * epoch) / result["ours_s"], 2)
+    result["ratio_one_epoch"] = round((prompts + epoch) / result["ours_s"], 2)
     record = {"command": " ".join(sys.argv), "commit": commit(), "versions": versions()}
     record |= {"processors": os.cpu_count(), "load": [load, load_average()], **result}
     if args.out:
@@ -62,18 +65,19 @@ def make_rows(folder: Path, count: int) -> None:
             print(json.dumps({"prompt": f"{number} {prompt}", "response": response}), file=out)
 
 
-def published(folder: Path) -> float:
-    """Seconds of one epoch's tokenisation, row by row."""
+def published(folder: Path) -> tuple[float, float]:
+    """Seconds of counting the prompts, and of one epoch's tokenisation, row by row."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     settings = {"max_length": MAX_LEN, "truncation": True, "return_tensors": "pt"}
     start = time.perf_counter()
     rows = [json.loads(line) for line in open(folder / "rows.jsonl", encoding="utf-8")]
     for row in rows:
         tokenizer(TEMPLATE.format(row["prompt"]), **settings)
+    middle = time.perf_counter()
     for row in rows:
         text = f"{TEMPLATE.format(row['prompt'])}{row['response']} {tokenizer.eos_token}"
         tokenizer(text, **settings)
-    return time.perf_counter() - start
+    return middle - start, time.perf_counter() - middle
 
 
 def prepare(folder: Path) -> dict:
