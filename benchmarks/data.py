@@ -5,8 +5,8 @@
 Published: a Python loop that tokenises each row's prompt once at the start, to count it
 (prompts_s), and each row's text at every access (epoch_s for one epoch; the published runs take
 three). Ours: reading, identities, masks and tokens of all rows, by several processes, into a cache,
-once for all epochs. `again` is the second start, in a fresh process, which reads the cache. `ratio` is for
-EPOCHS epochs, `ratio_one_epoch` for one. The last line is JSON.
+once for all epochs. `again` is the second start, in a fresh process, which reads the cache. `ratio`
+is for EPOCHS epochs, `ratio_one_epoch` for one. The last line is JSON.
 """
 
 import argparse
