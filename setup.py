@@ -34,6 +34,7 @@ setup(
         "packaging>=24",
         "tqdm>=4.66",
         "scipy>=1.13",
+        "psutil>=6.0",
     ],
     extras_require={
         "gpu": ["flash-attn>=2.8", "liger-kernel>=0.8.2", "bitsandbytes>=0.48"],

@@ -6,6 +6,8 @@ Without `--selector_path`, or with `--topp 1`, this is plain SFT on every row. W
 or its LoRA adapter, to `--save_path`.
 """
 
+from contextlib import closing
+
 from seal.datasets import concatenate, load_rows, tokenize_rows
 from seal.errors import InputError
 from seal.models.actor import ModelSettings, load_actor
@@ -58,8 +60,8 @@ def train(args) -> None:
         evaluations=evaluations,
         save_checkpoint=lambda step: checkpoints.save(step, {}),
     )
-    trainer.fit(first_step)
-    logger.close()
+    with closing(logger), strategy.stoppable():
+        trainer.fit(first_step)
     strategy.save_model(engine, tokenizer, args.save_path)
     strategy.on_rank_0(lambda: cli.write_config(args, args.save_path))
     strategy.print(f"model: {args.save_path}")

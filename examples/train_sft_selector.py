@@ -5,6 +5,7 @@
 Writes `<selector_save_dir>/<selector_name>_<activation>.parquet` (and `_ep<k>` after each epoch).
 """
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -76,8 +77,8 @@ def train(args) -> None:
         save_checkpoint=lambda step: checkpoints.save(step, selector.state_dict()),
         tracker=tracker,
     )
-    trainer.fit(first_step)
-    logger.close()
+    with closing(logger), strategy.stoppable():
+        trainer.fit(first_step)
     save(f"{base}.parquet", final_score(losses, tracker, len(safe)) if tracker else None)
     strategy.print(f"selector: {base}.parquet, {len(user)} rows scored")
     if args.save_path:

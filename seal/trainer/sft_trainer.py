@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from seal.errors import NonFiniteLoss
+from seal.errors import NonFiniteLoss, Stopped
 from seal.trainer.evaluation import mean_loss
 from seal.trainer.step import RowLosses, epoch_batches, require_finite
 
@@ -61,6 +61,7 @@ class SFTTrainer:
 
         Raises:
             NonFiniteLoss: on every rank, before the bad step is taken.
+            Stopped: on every rank, asked to by a signal, after a checkpoint.
         """
         plan, dataset = self.plan, self.losses.dataset
         self.losses.engine.train()
@@ -76,8 +77,11 @@ class SFTTrainer:
                 self.logger.advance()
                 if plan.eval_steps and step % plan.eval_steps == 0:
                     self.evaluate(step)
-                if plan.save_steps and step % plan.save_steps == 0:
+                stopping = self.losses.strategy.must_stop()
+                if stopping or (plan.save_steps and step % plan.save_steps == 0):
                     self.save_checkpoint(step)
+                if stopping:
+                    raise Stopped(f"stopped after step {step}")
 
     def train_step(self, rows: np.ndarray, step: int) -> dict[str, float]:
         """One optimizer step on one global batch.

@@ -13,10 +13,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
-from seal.errors import InputError, NonFiniteLoss
+from seal.errors import InputError, NonFiniteLoss, Stopped
 from seal.files import atomic_path
 from seal.provenance import commit, versions
 from seal.utils.logger import Logger, NoLogger, WandbSettings
+from seal.utils.stopping import launching_words
 
 SECRET = "use_wandb"
 RANK_0_SECONDS = 30  # ranks may start that far apart on a busy machine
@@ -53,13 +54,21 @@ def fail(message: str) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs an entry script: bad input ends it with one line and status 2, on every rank."""
+    """Runs an entry script: bad input ends it with one line and status 2, on every rank.
+
+    A run that was asked to stop ends with the command that goes on with it, and status 0.
+    """
     from seal.utils.strategy import leave
 
+    launcher = launching_words()  # asked now: the launcher may be gone when they are needed
     try:
         main()
     except (InputError, NonFiniteLoss) as error:
         fail(str(error))
+    except Stopped as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            words = [word for word in sys.argv if not word.startswith("--local_rank")]
+            print(f"{stopped}; go on with: {shlex.join([*launcher, *words])} --load_checkpoint")
     leave()
 
 

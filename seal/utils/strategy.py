@@ -20,6 +20,7 @@ import transformers
 
 from seal.errors import InputError
 from seal.files import atomic_path
+from seal.utils.stopping import stop_requests
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -90,6 +91,7 @@ class DeepspeedStrategy:
         self.device = torch.device("cpu")
         self._plain = self.zero.stage == 0 and not self.precision.bf16
         self._norm: torch.Tensor | None = None
+        self._asked_to_stop: Callable[[], bool] | None = None
 
     def setup_distributed(self) -> None:
         """Joins the process group (alone: rank 0 of 1) and seeds every random generator."""
@@ -138,6 +140,19 @@ class DeepspeedStrategy:
         gathered: list = [None] * self.world_size
         dist.all_gather_object(gathered, value)
         return gathered
+
+    @contextlib.contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """Inside, SIGTERM, Ctrl-C and SIGUSR1 end nothing: `must_stop` tells of them."""
+        with stop_requests() as self._asked_to_stop:
+            yield
+        self._asked_to_stop = None
+
+    def must_stop(self) -> bool:
+        """Whether any rank has been asked to stop inside `stoppable`; the same answer on each."""
+        if self._asked_to_stop is None:
+            return False
+        return bool(self.all_reduce(torch.tensor(float(self._asked_to_stop()))))
 
     def main_first(self, work: Callable[[], T]) -> T:
         """Runs `work` on the first rank of each node, then on the others (who find its caches).
