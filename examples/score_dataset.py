@@ -94,6 +94,7 @@ class Passes:
         self.work = Path(args.work_dir or f"{args.selector_save_dir}/{args.selector_name}_parts")
         key = cli.run_config(args)["arguments"] | {"rows": user.fingerprint}
         self.parts = Parts(self.work, key)
+        strategy.claim(self.work)
         strategy.on_rank_0(self.parts.claim)
 
     def run(self, method: str) -> dict:

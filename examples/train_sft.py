@@ -51,6 +51,7 @@ def train(args) -> None:
 
     checkpoints = Checkpoints(strategy=strategy, engines=[engine], **cli.checkpoint_flags(args))
     first_step = checkpoints.load(args.load_checkpoint)[0] if args.load_checkpoint else 0
+    strategy.claim(args.save_path, args.ckpt_path)
     strategy.on_rank_0(lambda: cli.write_config(args, args.save_path))
     logger = cli.get_logger(args, args.save_path, strategy.is_rank_0(), steps, first_step)
     trainer = SFTTrainer(

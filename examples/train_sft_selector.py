@@ -63,6 +63,7 @@ def train(args) -> None:
     if args.load_checkpoint:
         first_step, state = checkpoints.load(args.load_checkpoint)
         selector.load_state_dict(state)
+    strategy.claim(base, args.ckpt_path, *filter(None, [args.save_path]))
     strategy.on_rank_0(lambda: cli.write_config(args, base))
     logger = cli.get_logger(args, base, strategy.is_rank_0(), steps, first_step)
     trainer = SelectorTrainer(

@@ -30,6 +30,7 @@ FREE_ARGUMENTS = {
     "save_path",
     "save_steps",
     "selector_save_dir",
+    "timeout_minutes",
     "use_tensorboard",
     "wandb_group",
     "wandb_org",

@@ -58,7 +58,7 @@ def run(main: Callable[[], None]) -> None:
 
     A run that was asked to stop ends with the command that goes on with it, and status 0.
     """
-    from seal.utils.strategy import leave
+    from seal.utils.strategy import leave, lost_ranks
 
     launcher = launching_words()  # asked now: the launcher may be gone when they are needed
     try:
@@ -69,7 +69,23 @@ def run(main: Callable[[], None]) -> None:
         if os.environ.get("RANK", "0") == "0":
             words = [word for word in sys.argv if not word.startswith("--local_rank")]
             print(f"{stopped}; go on with: {shlex.join([*launcher, *words])} --load_checkpoint")
+    except Exception as error:
+        lost = lost_ranks(error)
+        if not lost:
+            raise
+        give_up(lost, error)
     leave()
+
+
+def give_up(lost: list[int], failure: Exception) -> None:
+    """Ends a rank that has lost others: the first of those left says which; status 1."""
+    rank = int(os.environ.get("RANK", "0"))
+    if rank == min(set(range(len(lost) + 1)) - set(lost)):
+        reason = " ".join(str(failure).split())
+        print(f"error: no answer from rank {lost}, gone or hanging: {reason}", file=sys.stderr)
+    sys.stderr.flush()
+    time.sleep(1 if rank == 0 else 0)  # it holds the store that the others still ask
+    os._exit(1)  # the process group is beyond an orderly end
 
 
 def share(word: str) -> float | str:
@@ -147,6 +163,13 @@ def training_flags(parser: Parser) -> None:
     add("--adam_offload", action="store_true", help="keep Adam's state on the CPU")
     add("--grad_accum_dtype", help="fp32 or bf16: type gradients accumulate in")
     add("--disable_trace_cache", action="store_true", help="no ZeRO-3 prefetching by trace")
+    add(
+        "--timeout_minutes",
+        type=float,
+        default=30.0,
+        help="longest wait for another rank, which is named then; the slowest reading of data or "
+        "evaluation must fit (default 30)",
+    )
     add("--local_rank", type=int, default=-1, help="set by the launcher")
 
 
@@ -287,6 +310,8 @@ def check_batch(args: argparse.Namespace, world_size: int) -> None:
             raise InputError(f"--{name} must be at least 1, or -1, got {value}")
     if args.max_len < 4:
         raise InputError(f"--max_len must be at least 4 tokens, got {args.max_len}")
+    if not 0 < args.timeout_minutes < math.inf:
+        raise InputError(f"--timeout_minutes must be above 0, got {args.timeout_minutes:g}")
     for name in ("learning_rate", "max_norm", "l2"):
         if not 0 <= vars(args)[name] < math.inf:
             raise InputError(f"--{name} must be finite, 0 or more, got {vars(args)[name]:g}")
@@ -324,6 +349,7 @@ def get_strategy(args: argparse.Namespace):
         Precision(args.bf16, args.grad_accum_dtype),
         max_norm=args.max_norm,
         seed=args.seed,
+        timeout_minutes=args.timeout_minutes,
     )
     check_batch(args, strategy.world_size)
     strategy.setup_distributed()

@@ -4,10 +4,13 @@ import contextlib
 import logging
 import os
 import random
+import signal
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +22,7 @@ import torch
 import transformers
 
 from seal.errors import InputError
-from seal.files import atomic_path
+from seal.files import atomic_path, claim
 from seal.utils.stopping import stop_requests
 
 if not torch.cuda.is_available():
@@ -32,6 +35,7 @@ from deepspeed.runtime.zero.partition_parameters import is_zero_param
 
 T = TypeVar("T")
 GRAD_ACCUM_DTYPES = ("fp32", "bf16")
+ROLL_CALL_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ class DeepspeedStrategy:
         self._plain = self.zero.stage == 0 and not self.precision.bf16
         self._norm: torch.Tensor | None = None
         self._asked_to_stop: Callable[[], bool] | None = None
+        self._claims: list = []
 
     def setup_distributed(self) -> None:
         """Joins the process group (alone: rank 0 of 1) and seeds every random generator."""
@@ -185,6 +190,14 @@ class DeepspeedStrategy:
         self.agree(failure)
         return result
 
+    def claim(self, *outputs: str | Path) -> None:
+        """Makes outputs this run's own until it ends.
+
+        Raises:
+            InputError: on every rank, when another run holds one of them.
+        """
+        self._claims += self.on_rank_0(lambda: [claim(path) for path in outputs]) or []
+
     def ds_config(self, micro_batch: int = 1) -> dict:
         """The DeepSpeed configuration, every number explicit.
 
@@ -265,6 +278,9 @@ class DeepspeedStrategy:
         engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, lr_scheduler=scheduler, config=self.ds_config()
         )
+        # DeepSpeed 0.19.8 makes groups of its own with torch's default of half an hour.
+        for group in dist.distributed_c10d._world.pg_map:
+            dist.distributed_c10d._set_pg_timeout(self.timeout, group)
         return engine
 
     def backward(self, engine: deepspeed.DeepSpeedEngine, loss: torch.Tensor) -> None:
@@ -359,6 +375,27 @@ class DeepspeedStrategy:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         limit = self.max_norm or float("inf")
         self._norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+
+
+def lost_ranks(failure: Exception) -> list[int]:
+    """The ranks that do not answer after a failure to communicate; [] for any other failure.
+
+    Every rank that is well fails too, a moment after the first one, and says so in the store.
+    """
+    if not isinstance(failure, dist.DistError) and "gloo" not in str(failure):
+        return []
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of a launcher that has lost a rank as well
+    try:
+        return ThreadPoolExecutor(1).submit(_roll_call).result(2 * ROLL_CALL_SECONDS)
+    except (TimeoutError, dist.DistError):
+        return [0]  # which holds the store
+
+
+def _roll_call() -> list[int]:
+    store, ranks = dist.distributed_c10d._get_default_store(), range(dist.get_world_size())
+    store.set(f"failed/{dist.get_rank()}", "")
+    time.sleep(ROLL_CALL_SECONDS)
+    return [rank for rank in ranks if not store.check([f"failed/{rank}"])]
 
 
 def leave() -> None:
