@@ -49,7 +49,9 @@ def train(args) -> None:
     if args.eval_on_train:
         evaluations["eval_on_train"] = (losses, min(len(rows), EVAL_ON_TRAIN_ROWS))
 
-    checkpoints = Checkpoints(strategy=strategy, engines=[engine], **cli.checkpoint_flags(args))
+    checkpoints = Checkpoints(
+        strategy=strategy, engines=[engine], **cli.checkpoint_flags(args, rows.ids)
+    )
     first_step = checkpoints.load(args.load_checkpoint)[0] if args.load_checkpoint else 0
     strategy.claim(args.save_path, args.ckpt_path)
     strategy.on_rank_0(lambda: cli.write_config(args, args.save_path))

@@ -58,7 +58,8 @@ def train(args) -> None:
         strategy.on_rank_0(lambda: write_selection(path, columns, meta | extra))
 
     engines = [losses.engine] + ([tracker.engine] if tracker and not args.lora_rank else [])
-    checkpoints = Checkpoints(strategy=strategy, engines=engines, **cli.checkpoint_flags(args))
+    snapshots = cli.checkpoint_flags(args, losses.dataset.ids)
+    checkpoints = Checkpoints(strategy=strategy, engines=engines, **snapshots)
     first_step = 0
     if args.load_checkpoint:
         first_step, state = checkpoints.load(args.load_checkpoint)

@@ -10,6 +10,7 @@ import numpy as np
 
 from seal.errors import InputError
 from seal.files import atomic_path
+from seal.trainer.checkpoint import FREE_ARGUMENTS
 from seal.trainer.evaluation import row_means
 from seal.trainer.sft_trainer import SFTPlan, SFTTrainer
 from seal.trainer.step import RowLosses
@@ -43,7 +44,8 @@ class Parts:
                 tmp.write_text(json.dumps(self.key, indent=2))
             return
         then = json.loads(stamp.read_text())
-        changed = [name for name in self.key if self.key[name] != then.get(name)]
+        fixed = sorted(self.key.keys() - FREE_ARGUMENTS)
+        changed = [name for name in fixed if self.key[name] != then.get(name)]
         if changed:
             raise InputError(
                 f"{self.directory} holds the parts of a run with other {', '.join(changed)}; "

@@ -1,13 +1,14 @@
 """Every flag of the training scripts, declared once, and what turns flags into settings."""
 
 import argparse
+import hashlib
 import json
 import math
 import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
@@ -15,11 +16,12 @@ from typing import TypeVar
 
 from seal.errors import InputError, NonFiniteLoss, Stopped
 from seal.files import atomic_path
-from seal.provenance import commit, versions
+from seal.provenance import commit, model_fingerprint, versions
 from seal.utils.logger import Logger, NoLogger, WandbSettings
 from seal.utils.stopping import launching_words
 
 SECRET = "use_wandb"
+MODELS = ("pretrain", "safe_model", "rows_model")
 RANK_0_SECONDS = 30  # ranks may start that far apart on a busy machine
 T = TypeVar("T")
 AT_LEAST_ONE = (
@@ -444,11 +446,20 @@ def text_flags(args: argparse.Namespace) -> dict:
     }
 
 
-def checkpoint_flags(args: argparse.Namespace) -> dict:
+def identity(args: argparse.Namespace, row_ids: Iterable[str]) -> dict:
+    """What a checkpoint or a part belongs to: arguments, and models and rows by their content."""
+    arguments = run_config(args)["arguments"]
+    models = {name: arguments[name] for name in MODELS if arguments.get(name)}
+    contents = {f"{name}'s content": model_fingerprint(path) for name, path in models.items()}
+    rows = hashlib.sha256("".join(row_ids).encode()).hexdigest()[:32]
+    return arguments | contents | {"rows' content": rows}
+
+
+def checkpoint_flags(args: argparse.Namespace, row_ids: Iterable[str]) -> dict:
     """Arguments of `Checkpoints`, beside the strategy and the engines."""
     return {
         "directory": args.ckpt_path,
-        "arguments": run_config(args)["arguments"],
+        "arguments": identity(args, row_ids),
         "max_num": args.max_ckpt_num,
         "max_gb": args.max_ckpt_mem,
     }

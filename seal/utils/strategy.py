@@ -101,9 +101,7 @@ class DeepspeedStrategy:
     def setup_distributed(self) -> None:
         """Joins the process group (alone: rank 0 of 1) and seeds every random generator."""
         _quieten(bars=self.is_rank_0() and sys.stderr.isatty())
-        random.seed(self.seed)
-        np.random.seed(self.seed)
-        torch.manual_seed(self.seed)
+        self.seed_everything()
         accelerator = get_accelerator()
         if accelerator.device_name() != "cpu":
             accelerator.set_device(self.local_rank)
@@ -120,6 +118,12 @@ class DeepspeedStrategy:
             store = torch.distributed.HashStore()
             torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
         deepspeed.init_distributed(dist_backend=backend, timeout=self.timeout, verbose=False)
+
+    def seed_everything(self) -> None:
+        """Puts every random generator of this rank back to the start."""
+        random.seed(self.seed)
+        np.random.seed(self.seed)
+        torch.manual_seed(self.seed)
 
     def is_rank_0(self) -> bool:
         """True on the one rank that prints and writes."""
