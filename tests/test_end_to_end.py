@@ -224,6 +224,24 @@ def plain_words(data: Path, flags: str) -> list[str]:
     return f"{COMMON} --dataset {data}/user.jsonl {flags}".split()
 
 
+def test_the_best_model_is_the_one_of_the_lowest_eval_loss(data, tmp_path):
+    """At this rate the loss first falls and then rises; the last model is not the best."""
+    make_model(tmp_path / "start")
+    flags = "--pretrain start --save_path tuned --save_best --eval_steps 1 --learning_rate 0.1"
+    flags += " --max_epochs 15 --lr_scheduler constant --max_norm 0"
+    words = plain_words(data, f"--eval_dataset {data}/eval.jsonl {flags}")
+    done = python(SFT, *words, cwd=tmp_path, env=environment(data))
+    assert done.status == 0, done.output[-3000:]
+    lines = [line for line in metrics(tmp_path / "tuned/metrics.jsonl") if "eval/loss" in line]
+    best = min(lines, key=lambda line: line["eval/loss"])
+    assert 1 < best["step"] < lines[-1]["step"], lines
+    assert f"best so far: tuned/best, step {best['step']}" in done.output
+    words += "--pretrain tuned/best --learning_rate 0 --max_epochs 1 --save_path again".split()
+    done = python(SFT, *words, cwd=tmp_path, env=environment(data))
+    again = [line for line in metrics(tmp_path / "again/metrics.jsonl") if "eval/loss" in line]
+    assert again[0]["eval/loss"] == pytest.approx(best["eval/loss"], abs=1e-5)
+
+
 KILLED = {
     "selector": (SELECTOR, stage_1, f"--selector_estimator penalty_gap {LORA} --lora_dropout 0.1"),
     "sft": (SFT, plain_words, "--zero_stage 3"),

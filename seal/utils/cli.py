@@ -295,6 +295,11 @@ def sft_parser() -> Parser:
     add("--selector_tokenizer", help="tokenizer a published .pt was trained with")
     add("--selector_max_len", type=int, help="max_len a published .pt was trained with")
     add("--safeinstr_dataset", help="safe rows mixed in whole, whatever the selector says")
+    add(
+        "--save_best",
+        action="store_true",
+        help="also keep the model of the lowest loss on --eval_dataset, in <save_path>/best",
+    )
     add("--eval_on_train", action="store_true", help="also report the loss on training rows")
     return parser
 
