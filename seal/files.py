@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import pickle
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,21 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     except BaseException:
         tmp.unlink(missing_ok=True)
         raise
+
+
+def load_tensors(path: str | os.PathLike) -> dict:
+    """Reads a .pt file of plain tensors and numbers onto the CPU; code in it is refused, not run.
+
+    Raises:
+        InputError: it does not read as that.
+    """
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(f"{path} does not read as plain tensors ({reason}); remove it") from error
 
 
 def claim(path: str | os.PathLike) -> TextIO:

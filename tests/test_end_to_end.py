@@ -9,6 +9,7 @@ import pytest
 import torch
 from launch import ROOT, SELECTOR, SFT, deepspeed, kill_once, launched, python
 from peft import PeftModel
+from safetensors.torch import load_file
 from tiny_world import make_model, make_rows, make_tokenizer, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -281,3 +282,33 @@ def test_a_killed_run_resumes_bitwise(data, tmp_path, stage):
         del line["seconds"]
     assert logs[0] == logs[1]
     assert len(list(folders[1].glob("snapshots/step_*"))) == 2
+
+
+OTHER_RANKS = {  # the last two: ranks before, ranks after
+    "selector": (
+        SELECTOR,
+        stage_1,
+        f"--selector_estimator penalty_gap {LORA} --zero_stage 2",
+        2,
+        1,
+    ),
+    "sft": (SFT, plain_words, "--zero_stage 3", 1, 2),
+}
+
+
+@pytest.mark.parametrize("stage", OTHER_RANKS)
+def test_a_run_goes_on_with_another_number_of_ranks(data, tmp_path, stage):
+    """The straight run's own snapshot of its half: the second half is done again."""
+    script, words_of, flags, before, after = OTHER_RANKS[stage]
+    make_model(tmp_path / "start")
+    flags += " --pretrain start --save_path tuned --train_batch_size 4 --max_epochs 4"
+    words = words_of(data, f"{flags} --save_steps 10 --ckpt_path snapshots")
+    options = {"cwd": tmp_path, "env": environment(data)}
+    assert deepspeed(script, *words, ranks=before, **options).status == 0
+    weights = next((tmp_path / "tuned").glob("*.safetensors"))
+    straight = load_file(weights)
+    words += ["--load_checkpoint", "snapshots/step_10"]
+    resumed = deepspeed(script, *words, ranks=after, **options)
+    assert resumed.status == 0 and "step 11 " in resumed.output, resumed.output[-3000:]
+    for name, tensor in load_file(weights).items():
+        torch.testing.assert_close(tensor, straight[name], atol=1e-4, rtol=0)

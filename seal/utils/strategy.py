@@ -22,7 +22,8 @@ import torch
 import transformers
 
 from seal.errors import InputError
-from seal.files import atomic_path, claim
+from seal.files import atomic_path, claim, load_tensors
+from seal.utils import engine_state
 from seal.utils.stopping import stop_requests
 
 if not torch.cuda.is_available():
@@ -94,6 +95,8 @@ class DeepspeedStrategy:
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self.device = torch.device("cpu")
         self._plain = self.zero.stage == 0 and not self.precision.bf16
+        unsplit = "parameters" if self._plain else "copies"
+        self._layout = (unsplit, "pieces", "pieces", "partitions")[self.zero.stage]
         self._norm: torch.Tensor | None = None
         self._asked_to_stop: Callable[[], bool] | None = None
         self._claims: list = []
@@ -341,25 +344,43 @@ class DeepspeedStrategy:
         state = self.full_state(engine, trainable_only=_is_adapter(model))
         self.on_rank_0(lambda: _write_model(model, state, tokenizer, Path(directory)))
 
-    def save_engine(self, engine: deepspeed.DeepSpeedEngine, directory: Path, tag: str) -> None:
-        """Writes weights (what trains), optimizer and schedule; call on every rank."""
-        engine.save_checkpoint(
-            str(directory),
-            tag=tag,
-            save_latest=False,
-            exclude_frozen_parameters=_is_adapter(engine.module.model),
-        )
+    def save_engine(self, engine: deepspeed.DeepSpeedEngine, directory: Path, name: str) -> None:
+        """Writes weights (what trains), Adam's state and the schedule; call on every rank.
 
-    def load_engine(self, engine: deepspeed.DeepSpeedEngine, directory: Path, tag: str) -> None:
-        """Restores what `save_engine` wrote.
+        Each rank writes whole tensors, every so many'th of them: `<name>.<rank>.pt`.
+        """
+        kept = {}
+        for number, (key, tensors) in enumerate(engine_state.gathered(engine, self._layout)):
+            if number % self.world_size == self.rank:
+                kept[key] = {part: tensor.cpu() for part, tensor in tensors.items()}
+        schedule = engine.lr_scheduler.state_dict() if engine.lr_scheduler else None
+        content = {
+            "tensors": kept,
+            "steps": engine_state.steps_taken(engine, self._layout),
+            "rates": engine_state.rates(engine, self._layout),
+            "schedule": schedule,
+        }
+        torch.save(content, directory / f"{name}.{self.rank}.pt")
+
+    def load_engine(self, engine: deepspeed.DeepSpeedEngine, directory: Path, name: str) -> None:
+        """Restores what `save_engine` wrote on any number of ranks under any ZeRO stage.
 
         Raises:
-            InputError: DeepSpeed finds nothing it can load there.
+            InputError: a file is damaged, or of another model.
         """
-        strict = not _is_adapter(engine.module.model)
-        path, _ = engine.load_checkpoint(str(directory), tag=tag, load_module_strict=strict)
-        if path is None:
-            raise InputError(f"{directory}: DeepSpeed cannot load this checkpoint")
+        parts = [load_tensors(path) for path in sorted(directory.glob(f"{name}.*.pt"))]
+        state = {key: tensors for part in parts for key, tensors in part["tensors"].items()}
+        parameters = engine_state.trainable(engine)
+        if state.keys() != parameters.keys():
+            raise InputError(f"{directory} is of a model that trains other parameters")
+        engine_state.start_adam(engine, self._layout, parts[0]["steps"], parts[0]["rates"])
+        if parts[0]["schedule"]:
+            engine.lr_scheduler.load_state_dict(parts[0]["schedule"])
+        engine_state.restore(engine, self._layout, state, self.rank)
+        for key, parameter in parameters.items():
+            with self.writable([parameter]), torch.no_grad():
+                if self.zero.stage != 3 or self.is_rank_0():
+                    parameter.copy_(state[key]["weight"])
 
     def rng_state(self) -> dict[str, torch.Tensor]:
         """State of this rank's torch generators (nothing else draws during training)."""
