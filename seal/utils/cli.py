@@ -1,6 +1,7 @@
 """Every flag of the training scripts, declared once, and what turns flags into settings."""
 
 import argparse
+import errno
 import hashlib
 import json
 import math
@@ -72,11 +73,20 @@ def run(main: Callable[[], None]) -> None:
             words = [word for word in sys.argv if not word.startswith("--local_rank")]
             print(f"{stopped}; go on with: {shlex.join([*launcher, *words])} --load_checkpoint")
     except Exception as error:
+        if disk_is_full(error):
+            fail(f"no room to write ({error}); what was whole before is whole still: make room")
         lost = lost_ranks(error)
         if not lost:
             raise
         give_up(lost, error)
     leave()
+
+
+def disk_is_full(failure: Exception) -> bool:
+    """Whether a write failed for want of space; torch's writer does not say why it failed."""
+    if isinstance(failure, OSError):
+        return failure.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return "PytorchStreamWriter failed" in str(failure)
 
 
 def give_up(lost: list[int], failure: Exception) -> None:
