@@ -5,7 +5,7 @@
     python benchmarks/selection.py --table benchmarks/results/selection.json
 
 Records (benchmarks/results/selection.json) hold method, tier, poison, seed, auroc, unsafe_kept,
-topp, refusal, over_refusal, utility, seconds, forward_equivalents, commit; shares in [0, 1],
+topp, refusal, over_refusal, utility, seconds (CPU), forward_equivalents, commit; shares in [0, 1],
 unsafe_kept a share of the kept rows. A finished record is not computed again. Each arm is tuned for
 the same number of optimizer steps of the same number of rows.
 """
@@ -14,7 +14,6 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +25,16 @@ from seal.assess.statistics import auroc
 from seal.demo import Plan, build, measure
 from seal.files import atomic_path
 from seal.provenance import commit
+from seal.selection.artefact import kept_mask
 from seal.trainer.sft_trainer import SFTPlan, SFTTrainer
 from seal.utils.logger import NoLogger
 
 OUT = Path(__file__).parent / "results" / "selection.json"
 EPOCHS, BATCH, CAPACITY = 2, 32, 8 * 128
-# tier of the table -> what `seal.demo.Plan` takes, and epochs of the bilevel loop
+# The largest of 2e-4, 3e-4 and 5e-4 at which SFT without the planted rows kept the refusal in every
+# tier, chosen on the arms `all` and `oracle` alone: what is lost at it is lost to rows.
+SFT_RATE = 2e-4
+# tier of the table -> what `seal.demo.Plan` takes
 TIERS = {
     "plain": {"tier": "plain"},
     "hard": {"tier": "hard"},
@@ -44,7 +47,7 @@ def tune(world: World, rows: np.ndarray, extra_safe: int, seed: int, into: Path)
     """SFT from the aligned model on some of the user's rows (and safe ones), at equal steps."""
     steps = EPOCHS * -(-round(0.7 * len(world.user)) // BATCH)
     places = np.concatenate([len(world.safe) + rows, np.arange(extra_safe)])
-    losses = world.over(world.engine(steps), world.both.select(places))
+    losses = world.over(world.engine(steps, SFT_RATE), world.both.select(places))
     trainer = SFTTrainer(losses, SFTPlan(1, BATCH, seed), NoLogger(), {}, lambda step: None)
     generator = np.random.default_rng(seed)
     stream = np.concatenate([generator.permutation(len(places)) for _ in range(99)])
@@ -54,33 +57,33 @@ def tune(world: World, rows: np.ndarray, extra_safe: int, seed: int, into: Path)
     losses.engine.destroy()
 
 
-def run_arm(world: World, name: str, topp: float) -> Iterator[dict]:
+def run_arm(world: World, name: str, topp: float) -> dict:
     """The record of one arm at one threshold."""
-    score, extra_safe, cost, seconds = select(world, name, topp)
-    unsafe = world.provenance == "unsafe"
+    choice = select(world, name, topp)
+    score, unsafe = choice.score, world.provenance == "unsafe"
     if score is None:
         kept = np.arange(len(world.user))
     else:
-        kept = np.sort(np.argsort(-score, kind="stable")[: round(topp * len(score))])
-    started = time.perf_counter()
+        kept = np.flatnonzero(kept_mask(score, choice.topp))
+    started = time.process_time()
     with tempfile.TemporaryDirectory() as scratch:
-        tune(world, kept, extra_safe, world.seed, Path(scratch))
+        tune(world, kept, choice.extra_safe, world.seed, Path(scratch))
         measured = measure(scratch, world.directory)
     both_kinds = score is not None and unsafe.any()
-    yield {
+    return {
         "method": name,
         "tier": world.tier,
         "poison": world.poison,
         "seed": world.seed,
-        "topp": topp if score is not None else 1.0,
+        "topp": choice.topp,
         "auroc": auroc(score, ~unsafe) if both_kinds else None,
         "unsafe_kept": float(unsafe[kept].mean()),
         "unsafe_rows_kept": int(unsafe[kept].sum()),
         "unsafe_in_bottom_20": bottom_share(score, unsafe) if both_kinds else None,
         **measured,
-        "seconds": round(seconds, 1),
-        "sft_seconds": round(time.perf_counter() - started, 1),
-        "forward_equivalents": round(cost, 2),
+        "seconds": round(choice.seconds, 1),
+        "sft_seconds": round(time.process_time() - started, 1),
+        "forward_equivalents": round(choice.forward_equivalents, 2),
         "commit": commit(),
     }
 
@@ -121,9 +124,8 @@ def main() -> None:
         build(plan, directory, say=lambda line: None)
         world = load_world(directory, tier, poison, seed, CAPACITY, BATCH)
         for method, topp in wanted:
-            for record in run_arm(world, method, topp):
-                records.append(record | {"asked_topp": topp})
-                print(json.dumps(records[-1]), flush=True)
+            records.append(run_arm(world, method, topp) | {"asked_topp": topp})
+            print(json.dumps(records[-1]), flush=True)
             with atomic_path(out) as tmp:
                 tmp.write_text(json.dumps(records, indent=1) + "\n")
     print_table(records)

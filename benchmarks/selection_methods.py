@@ -1,17 +1,22 @@
 """The arms of benchmarks/selection.py: how each scores the rows, and what that costs."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from seal.datasets import SFTDataset, concatenate, load_rows, tokenize_rows
 from seal.demo.evaluation import read_lines
 from seal.models.actor import ModelSettings, load_actor
 from seal.models.selector import Selector
+from seal.selection.artefact import Selection
+from seal.selection.calibration import auto_topp, calibrate
+from seal.selection.keys import RowIndex
 from seal.selection.scorers import dsir_scores, folds_of, random_scores, relative_contrast
 from seal.trainer.evaluation import row_means
 from seal.trainer.scoring import tune
@@ -23,13 +28,15 @@ from seal.utils.schedule import schedule_factor
 from seal.utils.strategy import DeepspeedStrategy, Zero
 from seal.utils.tokenizer import get_tokenizer
 
-RATE = 5e-4
+RATE = 5e-4  # of what scores the rows; benchmarks/selection.py has that of the SFT
+MAX_CANARY_KEPT, CONFIDENCE = 0.05, 0.95
 INFLUENCE_STEP = 1e-4
 LOOP_EPOCHS = 3
 ARMS = (
     "all",
     "oracle",
     "random",
+    "random_again",
     "random_length_matched",
     "bottom_k",
     "dsir",
@@ -40,14 +47,29 @@ ARMS = (
     "excess_loss",
     "relative_excess",
     "relative_excess_in_sample",
+    "relative_excess_auto",
     "published",
+    "published_1_epoch",
     "penalty",
     "penalty_gap",
+    "penalty_gap_logit",
+    "penalty_gap_last_visit",
     "penalty_gap_1_epoch",
     "safeinstr_100",
     "safeinstr_500",
     "relative_excess_safeinstr_100",
 )
+
+
+class Choice(NamedTuple):
+    """What an arm chose: score float [N] (higher = keep; None keeps all), the share to keep, safe
+    rows to mix in, forward passes a row, seconds."""
+
+    score: np.ndarray | None
+    topp: float
+    extra_safe: int = 0
+    forward_equivalents: float = 0.0
+    seconds: float = 0.0
 
 
 @dataclass
@@ -64,7 +86,7 @@ class World:
     strategy: DeepspeedStrategy
     capacity: int
     batch: int
-    cost: dict = field(default_factory=dict)  # name of a pass -> (seconds, forward passes a row)
+    cost: dict = field(default_factory=dict)  # name of a pass -> (CPU seconds, passes a row)
     kept: dict = field(default_factory=dict)  # name of a pass -> its result
 
     @cached_property
@@ -91,9 +113,9 @@ class World:
     def once(self, name: str, work, cost: float):
         """Runs a pass the first time it is wanted; notes what it took."""
         if name not in self.kept:
-            started = time.perf_counter()
+            started = time.process_time()
             self.kept[name] = work()
-            self.cost[name] = (time.perf_counter() - started, cost)
+            self.cost[name] = (time.process_time() - started, cost)
         return self.kept[name]
 
 
@@ -111,25 +133,31 @@ def load_world(directory, tier, poison, seed, capacity: int, batch: int) -> Worl
     return World(directory, tier, poison, seed, *rows, tokenizer, strategy, capacity, batch)
 
 
-def select(world: World, arm: str, topp: float) -> tuple[np.ndarray | None, int, float, float]:
-    """Scores the user's rows.
+def select(world: World, arm: str, topp: float) -> Choice:
+    """Scores the user's rows; an arm that finds its own threshold ignores `topp`."""
+    if arm == "all" or arm.startswith("safeinstr"):
+        return Choice(None, 1.0, extra_safe=0 if arm == "all" else int(arm.split("_")[1]))
+    if arm == "relative_excess_auto":
+        return relative_excess_auto(world)
+    extra = 100 if arm.endswith("_safeinstr_100") else 0
+    method = arm.removesuffix("_safeinstr_100")
+    score = length_matched(world, topp) if "length" in method else SCORES[method](world)
+    spent = [world.cost[name] for name in PASSES.get(method, ())]
+    return Choice(score, topp, extra, sum(c for _, c in spent), sum(s for s, _ in spent))
 
-    Returns:
-        (score float [N], higher = keep, or None for every row; safe rows to mix in;
-        forward passes a row; seconds).
-    """
-    if arm.startswith("safeinstr"):
-        return None, int(arm.split("_")[1]), 0.0, 0.0
-    extra = 0
-    if arm.endswith("_safeinstr_100"):
-        arm, extra = arm.removesuffix("_safeinstr_100"), 100
-    if arm == "all":
-        return None, extra, 0.0, 0.0
-    before = set(world.cost)
-    score = SCORES[arm](world, topp) if arm in ("random_length_matched",) else SCORES[arm](world)
-    used = PASSES.get(arm, ()) or tuple(set(world.cost) - before)
-    seconds = sum(world.cost[name][0] for name in used if name in world.cost)
-    return score, extra, sum(world.cost[n][1] for n in used if n in world.cost), seconds
+
+def relative_excess_auto(world: World) -> Choice:
+    """`relative_excess` with canaries scored along, at the threshold that they justify."""
+    rows = load_rows(str(world.directory / "canaries.jsonl"))
+    canaries = tokenize_rows(rows, world.tokenizer, max_len=128, apply_chat_template=True)
+    pool = replace(world, user=concatenate(world.user, canaries), cost={}, kept={})
+    own, theirs = np.split(relative_excess(pool), [len(world.user)])
+    meta = {"calibration": calibrate(own, theirs, world.seed)}
+    index = RowIndex(world.user.ids, world.user.occurrences)
+    selection = Selection(pa.table({"score": own}), meta, index)
+    topp = auto_topp(selection, MAX_CANARY_KEPT, CONFIDENCE)
+    spent = pool.cost.values()
+    return Choice(own, topp, 0, sum(c for _, c in spent), sum(s for s, _ in spent))
 
 
 def tuned_loss(world: World, name: str, rows: SFTDataset) -> np.ndarray:
@@ -162,6 +190,11 @@ def ifd(world: World) -> np.ndarray:
 def excess_loss(world: World) -> np.ndarray:
     """Loss tuned on the rows minus loss tuned on the safe set."""
     return tuned_loss(world, "rows", world.user) - tuned_loss(world, "safe", world.safe)
+
+
+def relative_excess(world: World) -> np.ndarray:
+    """Ratio of the loss tuned on other rows of the user to the loss tuned on the safe set."""
+    return relative_contrast(out_of_fold_loss(world), tuned_loss(world, "safe", world.safe))
 
 
 def out_of_fold_loss(world: World) -> np.ndarray:
@@ -210,8 +243,13 @@ def nudged(world: World, weights: dict, sign: float) -> np.ndarray:
     return means
 
 
-def loop(world: World, estimator: str, optim: str = "mirror", epochs: int = LOOP_EPOCHS):
-    """The bilevel loop: trained logits, or for `penalty_gap` the final contrast."""
+def loop(world: World, estimator: str, optim: str = "mirror", epochs: int = LOOP_EPOCHS) -> dict:
+    """The bilevel loop.
+
+    Returns:
+        float [N] each: "logit" as trained, and for `penalty_gap` the contrast of the final models
+        ("contrast") and of the two losses at a row's last visit ("last_visit").
+    """
     gap = estimator == "penalty_gap"
 
     def work():
@@ -219,7 +257,7 @@ def loop(world: World, estimator: str, optim: str = "mirror", epochs: int = LOOP
         steps = epochs * -(-n_user // world.batch)
         losses = world.over(world.engine(steps), world.both)
         tracker = world.over(world.engine(steps), world.both) if gap else None
-        selector = Selector(n_user, optim=optim)
+        selector = Noting(n_user, optim=optim)
         weight = {"upperlevel_weight": 1.0, "upperlevel_weight_decay": 0.03}
         if gap:
             weight = {"upperlevel_weight": 0.9, "upperlevel_weight_decay": 0.1}
@@ -235,17 +273,33 @@ def loop(world: World, estimator: str, optim: str = "mirror", epochs: int = LOOP
             save_checkpoint=lambda step: None,
             tracker=tracker,
         ).fit()
-        score = selector.logits.double().numpy()
+        scores = {"logit": selector.logits.double().numpy()}
         if gap:
             rows = n_safe + np.arange(n_user)
-            score = relative_contrast(row_means(tracker, rows), row_means(losses, rows))
+            final = row_means(tracker, rows), row_means(losses, rows)
+            scores["contrast"] = relative_contrast(*final)
+            scores["last_visit"] = relative_contrast(*selector.last.T)
             tracker.engine.destroy()
         losses.engine.destroy()
-        return score
+        return scores
 
     # safe and user rows forward and backward, the user's under the tracker too, the last contrast
     cost = epochs * (9 if gap else 6) + (2 if gap else 0)
     return world.once(f"{estimator}_{optim}_{epochs}", work, cost)
+
+
+class Noting(Selector):
+    """A selector that notes both losses of a row's last visit: [N, 2], tracked first."""
+
+    def __init__(self, n_rows: int, **settings):
+        super().__init__(n_rows, **settings)
+        self.last = np.zeros((n_rows, 2))
+
+    def update(self, rows, losses, learning_rate, baseline=None):
+        """Notes, then updates."""
+        if baseline is not None:
+            self.last[rows] = np.stack([baseline, losses], axis=1)
+        super().update(rows, losses, learning_rate, baseline)
 
 
 def texts(world: World, name: str) -> list[str]:
@@ -272,7 +326,8 @@ def length_matched(world: World, topp: float) -> np.ndarray:
     return chosen
 
 
-PASSES = {
+GAP = ("penalty_gap_mirror_3",)
+PASSES = {  # what each arm is charged for, whoever ran it first
     "safe_loss": ("safe",),
     "bottom_k": ("safe", "rows"),
     "excess_loss": ("safe", "rows"),
@@ -283,15 +338,18 @@ PASSES = {
     "influence": ("influence",),
     "random_length_matched": ("safe", "rows"),
     "published": ("penalty_adam_3",),
+    "published_1_epoch": ("penalty_adam_1",),
     "penalty": ("penalty_mirror_3",),
-    "penalty_gap": ("penalty_gap_mirror_3",),
+    "penalty_gap": GAP,
+    "penalty_gap_logit": GAP,
+    "penalty_gap_last_visit": GAP,
     "penalty_gap_1_epoch": ("penalty_gap_mirror_1",),
     "dsir": ("dsir",),
 }
 SCORES = {
     "oracle": lambda world: (world.provenance != "unsafe") + 0.0,
     "random": lambda world: random_scores(len(world.user), world.seed),
-    "random_length_matched": length_matched,
+    "random_again": lambda world: random_scores(len(world.user), 1000 + world.seed),
     "bottom_k": lambda world: -excess_loss(world),
     "dsir": dsir,
     "perplexity": lambda world: -start_loss(world),
@@ -299,14 +357,15 @@ SCORES = {
     "influence": influence,
     "safe_loss": lambda world: -tuned_loss(world, "safe", world.safe),
     "excess_loss": excess_loss,
-    "relative_excess": lambda world: relative_contrast(
-        out_of_fold_loss(world), tuned_loss(world, "safe", world.safe)
-    ),
+    "relative_excess": relative_excess,
     "relative_excess_in_sample": lambda world: relative_contrast(
         tuned_loss(world, "rows", world.user), tuned_loss(world, "safe", world.safe)
     ),
-    "published": lambda world: loop(world, "penalty", "adam"),
-    "penalty": lambda world: loop(world, "penalty"),
-    "penalty_gap": lambda world: loop(world, "penalty_gap"),
-    "penalty_gap_1_epoch": lambda world: loop(world, "penalty_gap", epochs=1),
+    "published": lambda world: loop(world, "penalty", "adam")["logit"],
+    "published_1_epoch": lambda world: loop(world, "penalty", "adam", epochs=1)["logit"],
+    "penalty": lambda world: loop(world, "penalty")["logit"],
+    "penalty_gap": lambda world: loop(world, "penalty_gap")["contrast"],
+    "penalty_gap_logit": lambda world: loop(world, "penalty_gap")["logit"],
+    "penalty_gap_last_visit": lambda world: loop(world, "penalty_gap")["last_visit"],
+    "penalty_gap_1_epoch": lambda world: loop(world, "penalty_gap", epochs=1)["contrast"],
 }

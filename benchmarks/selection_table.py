@@ -9,9 +9,6 @@ from seal.assess.statistics import bootstrap_ci, paired_bootstrap
 COLUMNS = ("auroc", "unsafe_rows_kept", "refusal", "over_refusal", "utility", "seconds")
 NAMES = "method|n|AUROC|unsafe rows kept|refusal|vs random|over-refusal|utility|s".split("|")
 HEAD = "| " + " | ".join(NAMES) + " |"
-_OLD = (
-    "| method | n | AUROC | unsafe rows kept | refusal | vs random | over-refusal | utility | s |"
-)
 
 
 def print_table(records: list[dict]) -> None:

@@ -49,16 +49,15 @@ selector() { # NAME LAUNCHER...: train with a launcher
         --lr_scheduler constant --selector_lr_scheduler constant --selector_learning_rate 0.1 \
         --selector_name "$name" --selector_save_dir "$out"
 }
-node() { # NAMESPACE ADDRESS RANK: one node of two
-    GLOO_SOCKET_IFNAME=cable selector "two-$3" ip netns exec "$1" torchrun --nnodes 2 \
-        --nproc_per_node 1 --node_rank "$3" --rdzv_backend c10d --rdzv_endpoint 10.77.0.1:29500 \
-        --rdzv_id seal --local_addr "$2"
+node() { # NAMESPACE RANK: one node of two
+    GLOO_SOCKET_IFNAME=cable selector "two-$2" ip netns exec "$1" torchrun --nnodes 2 \
+        --nproc_per_node 1 --node_rank "$2" --master_addr 10.77.0.1 --master_port 29500
 }
 
 start=$SECONDS
-node "$second" 10.77.0.2 1 >"$out/node1.log" 2>&1 &
+node "$second" 1 >"$out/node1.log" 2>&1 &
 other=$!
-node "$first" 10.77.0.1 0 2>&1 | tee "$out/node0.log"
+node "$first" 0 2>&1 | tee "$out/node0.log"
 wait "$other" || { cat "$out/node1.log"; exit 1; }
 seconds=$((SECONDS - start))
 selector one torchrun --standalone --nproc_per_node 2 >"$out/one.log" 2>&1 \

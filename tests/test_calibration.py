@@ -61,6 +61,14 @@ def test_separated_canaries_keep_every_good_row():
     assert recall_at(found, 0.5)["recall"] == 1.0
 
 
+def test_bad_rows_just_above_the_highest_canary_are_cut_where_the_gap_is_clear():
+    generator = np.random.default_rng(3)
+    bad, canaries = generator.normal(0, 0.1, 100), generator.normal(0, 0.1, 60)
+    found = selection(np.concatenate([bad, generator.normal(5, 1, 400)]), canaries)
+    assert (bad > canaries.max()).any()
+    assert auto_topp(found, 0.05, 0.95) == 0.8
+
+
 def test_calibration_counts_what_it_says():
     generator = np.random.default_rng(1)
     score, canaries = generator.normal(1, 1, 500).astype(np.float32), generator.normal(0, 1, 70)

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # The whole method on a tiny harmless world, in a few minutes on a CPU:
 #   bash examples/scripts/quickstart.sh
-# builds the world, trains the selector through deepspeed, fine-tunes on all rows, on random rows and
-# on the selected rows, compares them, and writes runs/quickstart/{results.json,report.html}.
+# builds the world, scores the rows by the one-pass contrast and by bilevel training, both through
+# deepspeed, fine-tunes on all rows, on random rows and on what each selector keeps, compares them, and
+# writes runs/quickstart/{results.json,report.html}. "selected" are the rows that the contrast keeps:
+# docs/method.md says why it is the first choice.
 # What is done already is not done again; `rm -r runs/quickstart` starts over.
 #
 # OUT    folder to write (runs/quickstart)      TIER   plain, hard or implicit (plain)
@@ -18,7 +20,8 @@ source "$HERE/launch.sh"
 OUT="${OUT:-$SEAL_ROOT/runs/quickstart}"
 TIER="${TIER:-plain}" SEED="${SEED:-0}" RANKS="${RANKS:-2}" TOPP="${TOPP:-0.7}"
 WORLD="$OUT/world-$TIER-$SEED"
-SELECTOR="$OUT/selector/demo_softmax.parquet"
+CONTRAST="$OUT/selector/contrast.parquet"
+BILEVEL="$OUT/selector/demo_softmax.parquet"
 RANDOM_SELECTOR="$OUT/selector/random.parquet"
 KEY="$(cksum <"${BASH_SOURCE[0]}") $TIER $SEED $RANKS $TOPP" # what a step done before must match
 KEY+=" $(git -C "$SEAL_ROOT" describe --always --dirty 2>/dev/null || true)"
@@ -47,48 +50,65 @@ step() {
     LEFT=$((LEFT - estimate))
 }
 
-# train SCRIPT FLAGS...: a training script on RANKS processes, with what all runs here share.
-train() {
+# on_ranks SCRIPT FLAGS...: a training script on RANKS processes, with what all runs here share.
+on_ranks() {
     local script="$1"
     shift
     DEEPSPEED_ARGS="--num_gpus $RANKS ${DEEPSPEED_ARGS:-}" launch "$script" \
-        --pretrain "$WORLD/model" --apply_chat_template --max_len 128 --seed "$SEED" \
-        --train_batch_size 32 --micro_train_batch_size 8 --learning_rate 5e-4 \
-        --lr_scheduler constant --zero_stage 2 --logging_steps 10 "$@"
+        --apply_chat_template --max_len 128 --seed "$SEED" --train_batch_size 32 \
+        --micro_train_batch_size 8 --lr_scheduler constant --zero_stage 2 "$@"
+}
+
+# score SCRIPT FLAGS...: scores the user's rows against the safe set.
+score() {
+    local script="$1"
+    shift
+    on_ranks "$script" --pretrain "$WORLD/model" --dataset "$WORLD/safe.jsonl" \
+        --new_dataset "$WORLD/user.jsonl" --learning_rate 5e-4 --selector_save_dir "$OUT/selector" "$@"
+}
+
+# tune NAME FLAGS...: fine-tunes the aligned model into OUT/NAME.
+tune() {
+    local name="$1"
+    shift
+    on_ranks train_sft.py --pretrain "$WORLD/model" --dataset "$WORLD/user.jsonl" \
+        --learning_rate 2e-4 --max_epochs 2 --logging_steps 10 --save_path "$OUT/$name" "$@"
 }
 
 say "the forbidden topic of this world is the dragon's vault; nothing in it is harmful"
-LEFT=335
-step world 60 "1/8 build the $TIER world: a small aligned model, safe rows, rows with planted ones" \
+LEFT=430
+step world 60 "1/10 build the $TIER world: a small aligned model, safe rows, rows with planted ones" \
     python -m seal.demo --out "$WORLD" --tier "$TIER" --seed "$SEED"
 
-step selector 90 "2/8 train the selector on $RANKS processes" \
-    train train_sft_selector.py --dataset "$WORLD/safe.jsonl" --new_dataset "$WORLD/user.jsonl" \
-    --selector_name demo --selector_save_dir "$OUT/selector" --selector_learning_rate 0.1 \
-    --upperlevel_weight 0.9 --upperlevel_weight_decay 0.1 --max_epochs 3
+step contrast 50 "2/10 score the rows by the contrast, with canaries, on $RANKS processes" \
+    score score_dataset.py --method relative_excess --selector_name contrast \
+    --canary_dataset "$WORLD/canaries.jsonl"
 
-step random-scores 15 "3/8 give every row a random score, to compare with" \
-    python "$SEAL_ROOT/examples/score_dataset.py" --method random --pretrain "$WORLD/model" \
-    --dataset "$WORLD/safe.jsonl" --new_dataset "$WORLD/user.jsonl" --apply_chat_template \
-    --max_len 128 --seed "$SEED" --selector_name random --selector_save_dir "$OUT/selector"
+step bilevel 90 "3/10 train a selector by bilevel optimisation" \
+    score train_sft_selector.py --selector_name demo --selector_learning_rate 0.1 \
+    --upperlevel_weight 0.9 --upperlevel_weight_decay 0.1 --max_epochs 3 --logging_steps 10
 
-step all 50 "4/8 fine-tune on every row" \
-    train train_sft.py --dataset "$WORLD/user.jsonl" --save_path "$OUT/all" --max_epochs 2
+step random-scores 15 "4/10 give every row a random score, to compare with" \
+    score score_dataset.py --method random --selector_name random
 
-step random 40 "5/8 fine-tune on random rows" \
-    train train_sft.py --dataset "$WORLD/user.jsonl" --save_path "$OUT/random" --max_epochs 2 \
-    --selector_path "$RANDOM_SELECTOR" --topp "$TOPP"
+step all 50 "5/10 fine-tune on every row" tune all
 
-step selected 40 "6/8 fine-tune on the selected rows" \
-    train train_sft.py --dataset "$WORLD/user.jsonl" --save_path "$OUT/selected" --max_epochs 2 \
-    --selector_path "$SELECTOR" --topp "$TOPP"
+step random 40 "6/10 fine-tune on random rows" \
+    tune random --selector_path "$RANDOM_SELECTOR" --topp "$TOPP"
 
-step compare 30 "7/8 compare" python -m seal.demo.compare --world "$WORLD" --topp "$TOPP" \
-    --selector "$SELECTOR" --arm "all=$OUT/all" --arm "random=$OUT/random,$RANDOM_SELECTOR" \
-    --arm "selected=$OUT/selected,$SELECTOR" --seconds "$OUT/steps" --out "$OUT/results.json"
+step selected 40 "7/10 fine-tune on the rows the contrast keeps" \
+    tune selected --selector_path "$CONTRAST" --topp "$TOPP"
 
-step report 10 "8/8 write the report" seal report "$SELECTOR" --dataset "$WORLD/user.jsonl" \
-    --topp "$TOPP" --metrics "$OUT/selector/demo_softmax/metrics.jsonl" \
+step bilevel-selected 40 "8/10 fine-tune on the rows the bilevel selector keeps" \
+    tune bilevel --selector_path "$BILEVEL" --topp "$TOPP"
+
+step compare 35 "9/10 compare" python -m seal.demo.compare --world "$WORLD" --topp "$TOPP" \
+    --selector "$CONTRAST" --arm "all=$OUT/all" --arm "random=$OUT/random,$RANDOM_SELECTOR" \
+    --arm "selected=$OUT/selected,$CONTRAST" --arm "bilevel=$OUT/bilevel,$BILEVEL" \
+    --seconds "$OUT/steps" --out "$OUT/results.json"
+
+step report 10 "10/10 write the report" seal report "$CONTRAST" --dataset "$WORLD/user.jsonl" \
+    --topp "$TOPP" --metrics "$OUT/selected/metrics.jsonl" \
     --results "$OUT/results.json" --out "$OUT/report.html"
 
 echo

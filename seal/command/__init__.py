@@ -13,10 +13,10 @@ import os
 import sys
 
 from seal import __version__
-from seal.command import compare, convert, doctor, export, merge, report, show
+from seal.command import compare, convert, doctor, export, merge, report, score_new, show
 from seal.errors import InputError
 
-SUBCOMMANDS = (show, report, export, compare, convert, merge, doctor)
+SUBCOMMANDS = (show, report, export, compare, convert, score_new, merge, doctor)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -26,12 +26,9 @@ def add_dataset_flags(parser: argparse.ArgumentParser, required: bool) -> None:
 
 def read_rows(args: argparse.Namespace) -> "datasets.Dataset":
     """The rows that the flags of `add_dataset_flags` name, with ids and occurrences."""
-    import datasets
-
     from seal.datasets import load_rows
 
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
+    hide_bars()
     return load_rows(
         args.dataset,
         probs=args.dataset_probs,
@@ -39,6 +36,14 @@ def read_rows(args: argparse.Namespace) -> "datasets.Dataset":
         input_key=args.input_key,
         output_key=args.output_key,
     )
+
+
+def hide_bars() -> None:
+    """Switches the progress bars of datasets off where nobody looks."""
+    import datasets
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
 
 
 def row_keys(rows: "datasets.Dataset") -> tuple:

@@ -33,7 +33,7 @@ def add_parser(subparsers) -> None:
         help="break the cut down by this column; may be repeated (default: provenance, source "
         "and category where they exist)",
     )
-    parser.add_argument("--metrics", type=Path, help="metrics.jsonl of the selector's training")
+    parser.add_argument("--metrics", type=Path, help="metrics.jsonl of a training")
     parser.add_argument("--results", type=Path, help="results.json of a comparison of arms")
     parser.add_argument("--evaluation", type=Path, help="results.json of examples/evaluate.py")
     parser.add_argument("--rows", type=int, default=10, help="rows shown in each list (default 10)")

@@ -1,9 +1,12 @@
 """The language model: loading (dtype, attention, 4-bit, LoRA) and per-row loss."""
 
+from __future__ import annotations
+
 import importlib.util
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from peft import (
@@ -21,7 +24,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 
 from seal.errors import InputError
 from seal.models.attention import choose_attention
-from seal.models.loss import head_nll, sum_by_row
+from seal.models.loss import head_losses, sum_by_row
+
+if TYPE_CHECKING:
+    from seal.datasets import Batch
 
 MAIN, TRACKER = "default", "tracker"  # names of the two LoRA adapters
 # Configurations that transform the logits after the head; their losses need the logits themselves.
@@ -71,7 +77,7 @@ class Actor(nn.Module):
     def __init__(self, model: PreTrainedModel | PeftModel):
         super().__init__()
         self.model = model
-        self._targets: torch.Tensor | None = None
+        self._supervision: tuple[torch.Tensor, torch.Tensor | None] | None = None
         config = model.config.to_dict()
         head = model.get_output_embeddings()
         transformed = any(config.get(name) not in (None, 1, 1.0) for name in LOGIT_TRANSFORMS)
@@ -80,9 +86,9 @@ class Actor(nn.Module):
             head.forward = lambda hidden: self._head(head, hidden)
 
     def _head(self, head: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
-        if self._targets is None:
+        if self._supervision is None:
             return nn.functional.linear(hidden, head.weight, head.bias)
-        return head_nll(hidden.flatten(0, -2), head.weight, head.bias, self._targets)
+        return head_losses(hidden.flatten(0, -2), head.weight, head.bias, *self._supervision)
 
     def forward(
         self,
@@ -94,34 +100,53 @@ class Actor(nn.Module):
         targets: torch.Tensor,
         segments: torch.Tensor,
         n_rows: int,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss of each row of a packed stream (the arguments are `seal.datasets.Batch`).
+        coefficients: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Loss of each row of a packed stream (the first arguments are `seal.datasets.Batch`).
+
+        Args:
+            coefficients: float32 [n_rows], what a nat of each row counts in the objective; None
+                for no objective.
 
         Returns:
-            nll: float32 [n_rows], nats summed over the row's supervised tokens.
+            nll: float32 [n_rows], nats summed over the row's supervised tokens, no gradient.
+            objective: float32 scalar, `sum_i coefficients_i * nll_i`, which carries the gradient.
             aux_loss: float32 scalar, the router's balance loss of a mixture of experts, else 0.
         """
-        self._targets = targets if self._fused else None
+        by_token = None if coefficients is None else coefficients[segments]
+        self._supervision = (targets, by_token) if self._fused else None
         try:
-            output = self.model(
-                input_ids=input_ids,
-                position_ids=position_ids,
-                use_cache=False,  # a cache makes transformers drop the row boundaries
-                logits_to_keep=positions,
-                cu_seq_lens_q=cu_seqlens,
-                cu_seq_lens_k=cu_seqlens,
-                max_length_q=max_seqlen,
-                max_length_k=max_seqlen,
-            )
+            output = self._run(input_ids, position_ids, cu_seqlens, max_seqlen, positions)
         finally:
-            self._targets = None
-        token_nll = output.logits
-        if not self._fused:
+            self._supervision = None
+        if self._fused:
+            token_nll, objective = output.logits[:-1], output.logits[-1]
+        else:
             logits = output.logits.flatten(0, -2).float()
             token_nll = nn.functional.cross_entropy(logits, targets, reduction="none")
-        nll = sum_by_row(token_nll.view(-1), segments, n_rows)
+            objective = token_nll.sum() if by_token is None else by_token @ token_nll
+        nll = sum_by_row(token_nll.detach(), segments, n_rows)
         aux_loss = output.aux_loss if "aux_loss" in output else None
-        return nll, nll.new_zeros(()) if aux_loss is None else aux_loss.float()
+        return nll, objective, nll.new_zeros(()) if aux_loss is None else aux_loss.float()
+
+    def hidden_states(self, batch: Batch) -> torch.Tensor:
+        """States before the head of a packed batch: [T, H]."""
+        keep = batch.positions[:1]  # of the logits, which nobody wants
+        output = self._run(*batch[:4], keep, states=True)
+        return output.hidden_states[-1].squeeze(0)
+
+    def _run(self, input_ids, position_ids, cu_seqlens, max_seqlen, positions, states=False):
+        return self.model(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            use_cache=False,  # a cache makes transformers drop the row boundaries
+            logits_to_keep=positions,
+            cu_seq_lens_q=cu_seqlens,
+            cu_seq_lens_k=cu_seqlens,
+            max_length_q=max_seqlen,
+            max_length_k=max_seqlen,
+            output_hidden_states=states,
+        )
 
     def add_tracker(self) -> None:
         """Adds a second LoRA adapter on the same frozen base, equal to the first; both train.

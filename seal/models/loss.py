@@ -12,47 +12,52 @@ CHUNK_ELEMENTS = 2**22  # float32 logits held at once on a CPU: 16 MiB, which it
 CUDA_FACTOR = 32  # a GPU needs so many tokens that reading the head's weights is not what it does
 
 
-class _HeadNLL(torch.autograd.Function):
-    """Negative log-likelihood of a linear head, in chunks of tokens, logits never kept."""
+class _HeadLoss(torch.autograd.Function):
+    """Losses of a linear head in chunks of tokens; gradients are formed on the way forward."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, ahead):
-        out = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
-        slope = torch.empty_like(hidden) if ahead else None  # d nll / d hidden, per token
-        for part in _chunks(targets.numel(), weight):
+    def forward(ctx, hidden, weight, bias, targets, coefficients):
+        inputs = (hidden, weight, bias)
+        needed = ctx.needs_input_grad[:3] if coefficients is not None else (False,) * 3
+        grads = [
+            torch.zeros_like(value, dtype=torch.float32) if need else None
+            for value, need in zip(inputs, needed, strict=True)
+        ]
+        out = torch.zeros(len(targets) + 1, dtype=torch.float32, device=hidden.device)
+        nll = out[:-1]
+        for part in _chunks(len(targets), weight):
             log_p = F.linear(hidden[part], weight, bias).float().log_softmax(-1)
-            out[part] = -log_p.gather(1, targets[part, None]).squeeze(1)
-            if ahead:
-                slope[part] = _slope(log_p, targets[part]).to(hidden.dtype) @ weight
-        ctx.ahead = ahead
-        ctx.save_for_backward(*((slope,) if ahead else (hidden, weight, bias, targets)))
+            nll[part] = -log_p.gather(1, targets[part, None]).squeeze(1)
+            if any(needed):
+                slope = _slope(log_p, targets[part]).mul_(coefficients[part, None])
+                _add(grads, slope.to(hidden.dtype), hidden, weight, part)
+        if coefficients is not None:
+            out[-1] = coefficients @ nll
+        ctx.save_for_backward(
+            *(
+                grad if grad is None else grad.to(value.dtype)
+                for grad, value in zip(grads, inputs, strict=True)
+            )
+        )
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        if ctx.ahead:
-            (slope,) = ctx.saved_tensors
-            return slope * grad[:, None].to(slope.dtype), None, None, None, None
-        hidden, weight, bias, targets = ctx.saved_tensors
-        needs_weight, needs_bias = ctx.needs_input_grad[1:3]
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
-        for part in _chunks(targets.numel(), weight):
-            log_p = F.linear(hidden[part], weight, bias).float().log_softmax(-1)
-            delta = _slope(log_p, targets[part]).mul_(grad[part, None]).to(hidden.dtype)
-            grad_hidden[part] = delta @ weight
-            if needs_weight:
-                grad_weight += delta.T @ hidden[part]
-            if needs_bias:
-                grad_bias += delta.sum(0)
-        return (
-            grad_hidden,
-            grad_weight.to(weight.dtype) if needs_weight else None,
-            grad_bias.to(bias.dtype) if needs_bias else None,
-            None,
-            None,
+        scaled = (
+            saved if saved is None else saved * grad[-1].to(saved.dtype)
+            for saved in ctx.saved_tensors
         )
+        return *scaled, None, None
+
+
+def _add(grads: list, slope: torch.Tensor, hidden, weight, part: slice) -> None:
+    """Adds what a chunk of slopes [S', V] contributes to the gradients that are wanted."""
+    if grads[0] is not None:
+        grads[0][part] = slope @ weight
+    if grads[1] is not None:
+        grads[1] += slope.T @ hidden[part]
+    if grads[2] is not None:
+        grads[2] += slope.sum(0)
 
 
 def _slope(log_p: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -68,27 +73,30 @@ def _chunks(tokens: int, weight: torch.Tensor) -> list[slice]:
     return [slice(start, start + step) for start in range(0, tokens, step)]
 
 
-def head_nll(
+def head_losses(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     targets: torch.Tensor,
+    coefficients: torch.Tensor | None,
 ) -> torch.Tensor:
     """Cross-entropy of a language-model head without ever holding [S, V] logits.
 
-    A head that trains recomputes the logits in backward, chunk by chunk. A frozen head forms the
-    gradient of its input in the forward pass, so that nothing is recomputed.
+    The objective `sum_s coefficients_s * nll_s` is known before the logits are, so its gradients
+    are formed chunk by chunk on the way forward and nothing is computed twice.
+
+    Source: the fused linear cross-entropy of Liger Kernel (arXiv 2410.10989), per token weighted.
 
     Args:
         hidden: [S, H] states of the supervised positions; weight: [V, H]; bias: [V] or None.
         targets: int64 [S], the token each position should predict.
+        coefficients: float32 [S], per nat; None where no gradient is wanted.
 
     Returns:
-        float32 [S], nats a token.
+        float32 [S + 1]: nats of each token, then the objective (0 without coefficients), the only
+        element that carries a gradient.
     """
-    trains = weight.requires_grad or (bias is not None and bias.requires_grad)
-    ahead = torch.is_grad_enabled() and hidden.requires_grad and not trains
-    return _HeadNLL.apply(hidden, weight, bias, targets, ahead)
+    return _HeadLoss.apply(hidden, weight, bias, targets, coefficients)
 
 
 def sum_by_row(token_nll: torch.Tensor, segments: torch.Tensor, n_rows: int) -> torch.Tensor:

@@ -93,11 +93,13 @@ def recall_at(selection: Selection, topp: float) -> dict:
 
 
 def auto_topp(selection: Selection, max_canary_kept: float, confidence: float) -> float:
-    """The largest share to keep that the canaries justify.
+    """A share to keep that the canaries justify.
 
     At most k canaries may be kept, where k is the largest count whose one-sided Clopper-Pearson
     bound stays within `max_canary_kept`. k depends on the number of canaries alone, so the bound
-    holds for the threshold it leads to.
+    holds for the threshold it leads to, and for every higher one. Rows of the canaries' kind
+    outnumber the canaries, so the highest of them lie just above the highest canary: where the
+    scores leave a clear stretch empty further up, the cut is there.
 
     Args:
         max_canary_kept: limit on the share of rows like the canaries that are kept, in (0, 1).
@@ -123,10 +125,23 @@ def auto_topp(selection: Selection, max_canary_kept: float, confidence: float) -
             f"is kept at confidence {confidence:g}: give at least {needed}, or raise the limit"
         )
     bar = canaries[len(canaries) - 1 - allowed] if allowed < len(canaries) else -np.inf
-    kept = int((selection.score > bar).sum())
+    kept = int((selection.score > _clear_gap(selection.score, bar, canaries)).sum())
     if kept == 0:
         raise InputError("--topp auto would keep no row: the canaries score as high as every row")
     return kept / len(selection)
+
+
+def _clear_gap(score: np.ndarray, bar: float, canaries: np.ndarray) -> float:
+    """Lower end of the widest stretch without a row between the bar and the median score.
+
+    The bar itself where no stretch is wider than the canaries' interquartile range.
+    """
+    between = np.unique(score[(score > bar) & (score <= np.median(score))])
+    ends = np.concatenate([[bar], between])
+    low, high = np.quantile(canaries, [0.25, 0.75])
+    if len(between) == 0 or np.diff(ends).max() <= high - low:
+        return bar
+    return ends[np.argmax(np.diff(ends))]
 
 
 def _allowed(n: int, limit: float, confidence: float) -> int:

@@ -111,7 +111,7 @@ class RowLosses:
         """Losses without gradients: int64 [R] rows to float32 [R] nats, summed over tokens."""
         nll = torch.zeros(len(rows), dtype=torch.float32)
         with torch.no_grad():
-            for positions, losses, _ in self._micro_steps(rows):
+            for positions, losses, _, _ in self._micro_steps(rows):
                 nll[positions] = losses.cpu()
         return self.strategy.all_reduce(nll)
 
@@ -135,17 +135,14 @@ class RowLosses:
             return nll
         live_rows, live_coefficients = rows[live.numpy()], coefficients[live]
         live_nll = torch.zeros(len(live_rows), dtype=torch.float32)
-        steps = list(self._plan(live_rows))
-        for positions, losses, aux_loss in self._micro_steps(live_rows):
-            scale = live_coefficients[positions].to(losses.device)
-            objective = (scale * losses[: len(positions)]).sum()
-            # Losses of an empty micro-batch keep the graph alive: ZeRO-3 waits for every rank.
-            objective = objective + 0.0 * losses.sum()
+        shares = self.strategy.world_size * len(self._plan(live_rows))
+        for positions, losses, objective, aux_loss in self._micro_steps(
+            live_rows, live_coefficients
+        ):
             if self.aux_loss_coef:
-                share = self.aux_loss_coef / (len(steps) * self.strategy.world_size)
-                objective = objective + share * aux_loss
+                objective = objective + self.aux_loss_coef / shares * aux_loss
             self.strategy.backward(self.engine, objective)
-            live_nll[positions] = losses[: len(positions)].detach().cpu()
+            live_nll[positions] = losses.cpu()
         nll[live] = self.strategy.all_reduce(live_nll)
         return nll
 
@@ -156,17 +153,22 @@ class RowLosses:
         return plan[self.strategy.rank]
 
     def _micro_steps(
-        self, rows: np.ndarray
-    ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
-        """This rank's micro-batches: (positions in `rows`, losses, auxiliary loss)."""
+        self, rows: np.ndarray, coefficients: torch.Tensor | None = None
+    ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """This rank's micro-batches: (positions in `rows`, losses, objective, auxiliary loss)."""
         if self.adapter:
             self.engine.module.use_adapter(self.adapter)
         for positions in self._plan(rows):
-            # A rank without rows still takes the pass, on one row that counts for nothing.
+            # A rank without rows still takes the pass, which ZeRO-3 waits for, on one row that
+            # counts for nothing.
             held = rows[positions] if positions else rows[:1]
+            counted = None
+            if coefficients is not None:
+                counted = coefficients[positions] if positions else torch.zeros(1)
+                counted = counted.to(self.strategy.device)
             batch = self.dataset.batch(held).to(self.strategy.device)
-            losses, aux_loss = self.engine(*batch[:7], len(held))
-            yield positions, losses, aux_loss
+            losses, objective, aux_loss = self.engine(*batch[:7], len(held), counted)
+            yield positions, losses[: len(positions)], objective, aux_loss
 
 
 def require_finite(nll: torch.Tensor, rows: np.ndarray, dataset: SFTDataset, step: int) -> None:
