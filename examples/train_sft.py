@@ -77,7 +77,7 @@ def train(args) -> None:
     trainer.best_loss = state["best_loss"]
     with closing(logger), strategy.stoppable():
         trainer.fit(first_step)
-    strategy.save_model(engine, tokenizer, args.save_path)
+        strategy.save_model(engine, tokenizer, args.save_path)
     strategy.on_rank_0(lambda: cli.write_config(args, args.save_path))
     strategy.print(f"model: {args.save_path}")
 

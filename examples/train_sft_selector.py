@@ -81,7 +81,7 @@ def train(args) -> None:
     )
     with closing(logger), strategy.stoppable():
         trainer.fit(first_step)
-    save(f"{base}.parquet", final_score(losses, tracker, len(safe)) if tracker else None)
+        save(f"{base}.parquet", final_score(losses, tracker, len(safe)) if tracker else None)
     strategy.print(f"selector: {base}.parquet, {len(user)} rows scored")
     if args.save_path:
         strategy.save_model(losses.engine, tokenizer, args.save_path)
