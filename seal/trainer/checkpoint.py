@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,6 +104,7 @@ class Checkpoints:
         """
         found = self._newest() if which == "auto" else Path(which)
         manifest = self._checked(found)
+        self.strategy.on_rank_0(lambda: _require_intact(found, manifest["bytes"]))
         for number, engine in enumerate(self.engines):
             self.strategy.load_engine(engine, found, f"engine_{number}")
         if self.strategy.world_size == manifest["world_size"]:
@@ -167,13 +169,30 @@ class Checkpoints:
         ]
         if changed:
             raise InputError(f"{path} was made with other arguments: {'; '.join(changed)}")
-        for name, size in manifest["bytes"].items():
-            if not (path / name).is_file() or (path / name).stat().st_size != size:
-                raise InputError(
-                    f"{path / name} is damaged: {size} bytes were written; "
-                    f"remove {path} to go on from the checkpoint before it"
-                )
         return manifest
+
+
+def _require_intact(directory: Path, sizes: dict[str, int]) -> None:
+    """Compares sizes, and the checksums inside each .pt file (a zip): torch reads past both.
+
+    Raises:
+        InputError: naming the first file that is not as it was written.
+    """
+    for name, size in sizes.items():
+        path = directory / name
+        if not path.is_file() or path.stat().st_size != size or not _sums_agree(path):
+            raise InputError(
+                f"{path} is not as it was written; remove {directory} to go on from the "
+                "checkpoint before it"
+            )
+
+
+def _sums_agree(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError, RuntimeError):
+        return False
 
 
 def _fresh(directory: Path) -> None:

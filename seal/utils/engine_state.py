@@ -69,7 +69,10 @@ def start_adam(engine, layout: Layout, steps: float, rates: list[float]) -> None
     adam, tensors = _adam(engine, layout)
     for tensor in tensors:
         moments = {key: torch.zeros_like(tensor, requires_grad=False) for key in MOMENTS}
-        adam.state[tensor] = {"step": torch.tensor(steps), **moments}
+        # torch counts in a tensor, DeepSpeed's Adam for offloading in an int
+        torchs = isinstance(adam, torch.optim.AdamW)
+        count = torch.tensor(steps, device=tensor.device) if torchs else int(steps)
+        adam.state[tensor] = {"step": count, **moments}
     for group, rate in zip(adam.param_groups, rates, strict=True):
         group["lr"] = rate
 

@@ -30,6 +30,20 @@ def truncated_checkpoint(job: Job, root: Path, folder: Path) -> str | None:
     return None
 
 
+def flipped_bit(job: Job, root: Path, folder: Path) -> str | None:
+    """One bit of a weight in the newest checkpoint: refused, with the name of the file."""
+    newest = max(folder.glob("snapshots/step_*"), key=lambda path: int(path.name[5:]))
+    file = newest / "engine_0.0.pt"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    done = deepspeed(job.script, *job.words(root), "--load_checkpoint", cwd=folder)
+    if done.status != 2 or len(done.errors) != 1 or str(file.name) not in done.errors[0]:
+        return f"status {done.status}: {done.errors}"
+    shutil.rmtree(newest)
+    return None
+
+
 def code_in_a_checkpoint(job: Job, root: Path, folder: Path) -> str | None:
     """A checkpoint whose files would run code when unpickled, of the right size: refused."""
     newest = max(folder.glob("snapshots/step_*"), key=lambda path: int(path.name[5:]))
@@ -105,6 +119,7 @@ def hanging_rank(job: Job, root: Path, folder: Path) -> str | None:
 
 FAULTS = (
     truncated_checkpoint,
+    flipped_bit,
     code_in_a_checkpoint,
     full_disk,
     clock_jump,
