@@ -93,8 +93,8 @@ def give_up(lost: list[int], failure: Exception) -> None:
     """Ends a rank that has lost others: the first of those left says which; status 1."""
     rank = int(os.environ.get("RANK", "0"))
     if rank == min(set(range(len(lost) + 1)) - set(lost)):
-        reason = " ".join(str(failure).split())
-        print(f"error: no answer from rank {lost}, gone or hanging: {reason}", file=sys.stderr)
+        who, reason = ", ".join(map(str, lost)), " ".join(str(failure).split())
+        print(f"error: no answer from rank {who}, gone or hanging: {reason}", file=sys.stderr)
     sys.stderr.flush()
     time.sleep(1 if rank == 0 else 0)  # it holds the store that the others still ask
     os._exit(1)  # the process group is beyond an orderly end

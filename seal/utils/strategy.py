@@ -157,8 +157,10 @@ class DeepspeedStrategy:
     def stoppable(self) -> Iterator[None]:
         """Inside, SIGTERM, Ctrl-C and SIGUSR1 end nothing: `must_stop` tells of them."""
         with stop_requests() as self._asked_to_stop:
-            yield
-        self._asked_to_stop = None
+            try:
+                yield
+            finally:
+                self._asked_to_stop = None
 
     def must_stop(self) -> bool:
         """Whether any rank has been asked to stop inside `stoppable`; the same answer on each."""

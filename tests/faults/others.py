@@ -114,7 +114,7 @@ def hanging_rank(job: Job, root: Path, folder: Path) -> str | None:
     if not run.wait(limit + END_SECONDS):
         run.kill()
         return "hang"
-    return None if "no answer from rank [0]" in run.output else run.output[-500:]
+    return None if "no answer from rank 0," in run.output else run.output[-500:]
 
 
 FAULTS = (
