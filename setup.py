@@ -35,6 +35,7 @@ setup(
         "pyyaml>=6.0",
         "tqdm>=4.66",
         "scipy>=1.13",
+        "psutil>=6.0",
     ],
     extras_require={
         "gpu": ["flash-attn>=2.8", "liger-kernel>=0.8.2", "bitsandbytes>=0.48"],

@@ -93,8 +93,8 @@ class Passes:
         self.args, self.strategy, self.tokenizer = args, strategy, tokenizer
         self.safe, self.user = safe, user
         self.work = Path(args.work_dir or f"{args.selector_save_dir}/{args.selector_name}_parts")
-        key = cli.run_config(args)["arguments"] | {"rows": user.fingerprint}
-        self.parts = Parts(self.work, key)
+        self.parts = Parts(self.work, cli.identity(args, [*safe.ids, *user.ids]))
+        strategy.claim(self.work)
         strategy.on_rank_0(self.parts.claim)
 
     def run(self, method: str) -> dict:
@@ -174,8 +174,9 @@ class Passes:
         return means
 
     def engine(self, pretrain, tune_on=None, direction=None):
-        """A fresh engine, tuned where `tune_on` is given."""
+        """A fresh engine, tuned where `tune_on` is given; the same after a resume as before it."""
         args = self.args
+        self.strategy.seed_everything()
         with self.strategy.loading():
             actor = load_actor(cli.settings(ModelSettings, args, pretrain=pretrain))
         rate = args.learning_rate if direction is None else args.influence_step

@@ -6,6 +6,8 @@ Without `--selector_path`, or with `--topp 1`, this is plain SFT on every row. W
 or its LoRA adapter, and its model card to `--save_path`.
 """
 
+import math
+from contextlib import closing
 from pathlib import Path
 
 from seal.datasets import concatenate, load_rows, tokenize_rows
@@ -36,6 +38,8 @@ def train(args) -> None:
     """Runs the whole second stage."""
     if args.topp != "auto" and not 0 < args.topp <= 1:
         raise InputError(f"--topp must be in (0, 1], got {args.topp:g}; 0.8 keeps 80 %")
+    if args.save_best and not args.eval_dataset:
+        raise InputError("--save_best compares losses on --eval_dataset; give one")
     strategy = cli.get_strategy(args)
     tokenizer = get_tokenizer(args.pretrain, **cli.tokenizer_flags(args))
     rows, held_out, selected = read_data(args, strategy, tokenizer)
@@ -56,20 +60,32 @@ def train(args) -> None:
     if args.eval_on_train:
         evaluations["eval_on_train"] = (losses, min(len(rows), EVAL_ON_TRAIN_ROWS))
 
-    checkpoints = Checkpoints(strategy=strategy, engines=[engine], **cli.checkpoint_flags(args))
-    first_step = checkpoints.load(args.load_checkpoint)[0] if args.load_checkpoint else 0
+    checkpoints = Checkpoints(
+        strategy=strategy, engines=[engine], **cli.checkpoint_flags(args, rows.ids)
+    )
+    first_step, state = 0, {"best_loss": math.inf}
+    if args.load_checkpoint:
+        first_step, state = checkpoints.load(args.load_checkpoint)
+    strategy.claim(args.save_path, args.ckpt_path)
     strategy.on_rank_0(lambda: cli.write_config(args, args.save_path))
     logger = cli.get_logger(args, args.save_path, strategy.is_rank_0(), steps, first_step)
+
+    def save_best(step: int) -> None:
+        strategy.save_model(engine, tokenizer, f"{args.save_path}/best")
+        strategy.print(f"best so far: {args.save_path}/best, step {step}")
+
     trainer = SFTTrainer(
         losses=losses,
         plan=cli.settings(SFTPlan, args, **cli.cadence(args, steps_per_epoch)),
         logger=logger,
         evaluations=evaluations,
-        save_checkpoint=lambda step: checkpoints.save(step, {}),
+        save_checkpoint=lambda step: checkpoints.save(step, {"best_loss": trainer.best_loss}),
+        save_best=save_best if args.save_best else None,
     )
-    trainer.fit(first_step)
-    logger.close()
-    strategy.save_model(engine, tokenizer, args.save_path)
+    trainer.best_loss = state["best_loss"]
+    with closing(logger), strategy.stoppable():
+        trainer.fit(first_step)
+        strategy.save_model(engine, tokenizer, args.save_path)
     strategy.on_rank_0(lambda: cli.write_config(args, args.save_path))
     strategy.on_rank_0(lambda: describe(args, rows, selected))
     strategy.print(f"model: {args.save_path}")

@@ -5,6 +5,7 @@
 Writes `<selector_save_dir>/<selector_name>_<activation>.parquet` (and `_ep<k>` after each epoch).
 """
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -60,11 +61,13 @@ def train(args) -> None:
         strategy.on_rank_0(lambda: write_selection(path, columns, meta | extra))
 
     engines = [losses.engine] + ([tracker.engine] if tracker and not args.lora_rank else [])
-    checkpoints = Checkpoints(strategy=strategy, engines=engines, **cli.checkpoint_flags(args))
+    snapshots = cli.checkpoint_flags(args, losses.dataset.ids)
+    checkpoints = Checkpoints(strategy=strategy, engines=engines, **snapshots)
     first_step = 0
     if args.load_checkpoint:
         first_step, state = checkpoints.load(args.load_checkpoint)
         selector.load_state_dict(state)
+    strategy.claim(base, args.ckpt_path, *filter(None, [args.save_path]))
     strategy.on_rank_0(lambda: cli.write_config(args, base))
     logger = cli.get_logger(args, base, strategy.is_rank_0(), steps, first_step)
     trainer = SelectorTrainer(
@@ -79,9 +82,9 @@ def train(args) -> None:
         save_checkpoint=lambda step: checkpoints.save(step, selector.state_dict()),
         tracker=tracker,
     )
-    trainer.fit(first_step)
-    logger.close()
-    save(f"{base}.parquet", final_score(losses, tracker, len(safe)) if tracker else None)
+    with closing(logger), strategy.stoppable():
+        trainer.fit(first_step)
+        save(f"{base}.parquet", final_score(losses, tracker, len(safe)) if tracker else None)
     strategy.print(f"selector: {base}.parquet, {len(user)} rows scored")
     if args.save_path:
         strategy.save_model(losses.engine, tokenizer, args.save_path)

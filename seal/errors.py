@@ -1,4 +1,4 @@
-"""The one exception a user's bad input raises."""
+"""What ends a run early: a user's bad input, a loss that is no number, a request to stop."""
 
 
 class InputError(ValueError):
@@ -10,3 +10,7 @@ class InputError(ValueError):
 
 class NonFiniteLoss(RuntimeError):
     """A loss or gradient that is not a number: training stops on every rank, status 2."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop and has saved all it needs to go on: status 0, on every rank."""

@@ -1,10 +1,15 @@
-"""Files that are either whole or absent."""
+"""Files that are either whole or absent, and outputs that one run at a time may write."""
 
+import fcntl
 import os
+import pickle
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
+
+from seal.errors import InputError
 
 
 @contextmanager
@@ -32,3 +37,43 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     except BaseException:
         tmp.unlink(missing_ok=True)
         raise
+
+
+def load_tensors(path: str | os.PathLike) -> dict:
+    """Reads a .pt file of plain tensors and numbers onto the CPU; code in it is refused, not run.
+
+    Raises:
+        InputError: it does not read as that.
+    """
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(f"{path} does not read as plain tensors ({reason}); remove it") from error
+
+
+def claim(path: str | os.PathLike) -> TextIO:
+    """Locks an output for this process: as long as the file returned is open, and no longer.
+
+    The lock is on `.<name>.lock` beside `path`. It ends with the process, however that ends, so a
+    lock file that a killed run leaves behind blocks nobody.
+
+    Raises:
+        InputError: another process holds it, or it cannot be written there.
+    """
+    path = Path(path).resolve()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path.parent / f".{path.name}.lock", "a+")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror})") from error
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise InputError(
+            f"{path} belongs to a run that has not ended; wait for it, or write elsewhere"
+        ) from error
+    return file

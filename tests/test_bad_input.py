@@ -143,6 +143,8 @@ CASES = {
     "template-brace": ("sft", "--input_template Human:", ["Human:", "{}"]),
     "no-checkpoint": ("sft", "--load_checkpoint", ["load_checkpoint", "no complete checkpoint"]),
     "no-such-checkpoint": ("selector", "--load_checkpoint {root}/model", ["checkpoint"]),
+    "best-of-nothing": ("sft", "--save_best", ["save_best", "eval_dataset"]),
+    "timeout-zero": ("sft", "--timeout_minutes 0", ["timeout_minutes", "above 0"]),
     "save-path-file": ("sft", "--save_path {root}/no-directory/x", ["no-directory"]),
 }
 GOOD = {

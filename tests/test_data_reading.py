@@ -214,6 +214,9 @@ def test_research_files_read_whole():
     assert {tuple(m["role"] for m in row) for row in mix["messages"]} == {("user", "assistant")}
 
 
+TABLE = pa.BufferOutputStream()
+pq.write_table(pa.table({"prompt": ["x"], "response": ["y"]}), TABLE)
+NO_UNICODE = TABLE.getvalue().to_pybytes().replace(b"prompt", b"pr\xefmpt")
 BAD_FILES = {
     "bad.jsonl": (b'{"prompt": "a", "response": "b"}\n{"prompt": \n', "line 2 is not JSON"),
     "bad.json": (b'[{"prompt": "a"},\n{"prompt": }]', "line 2 is not JSON"),
@@ -233,6 +236,12 @@ BAD_FILES = {
     "empty.csv": (b"prompt,response\n", "holds no rows"),
     "data.txt": (b"text", "unknown suffix"),
     "other.jsonl": (b'{"a": "x", "b": "y"}\n', "columns a, b fit no known schema"),
+    "role.jsonl": (b'{"messages": [{"role": ["x"], "content": "x"}]}\n', "has role .*; known are"),
+    "huge.jsonl": (
+        b'{"prompt": "x", "response": 1180591620717411303424}\n{"prompt": "y", "response": "z"}\n',
+        "row 0 .* 'response' holds a float",
+    ),
+    "name.parquet": (NO_UNICODE, "cannot be read"),
     "number.jsonl": (b'{"prompt": "x", "response": 5}\n', "row 0 .* 'response' holds a int"),
 }
 

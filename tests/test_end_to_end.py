@@ -11,6 +11,7 @@ import torch
 import yaml
 from launch import ROOT, SELECTOR, SFT, deepspeed, kill_once, launched, python
 from peft import PeftModel
+from safetensors.torch import load_file
 from tiny_world import make_model, make_rows, make_tokenizer, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -25,6 +26,9 @@ import train_sft
 
 pytestmark = pytest.mark.slow
 KEY = "0123456789abcdef" * 2 + "deadbeef"  # shaped as a wandb key
+TOKENS = {
+    name: f"planted-{name}" for name in ("HF_TOKEN", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY")
+}
 USER_ROWS, TOPP = 20, 0.7
 LORA = "--lora_rank 4 --target_modules q_proj v_proj"
 # architecture -> (launcher, flags)
@@ -198,11 +202,12 @@ def test_a_wandb_key_is_written_nowhere(data, tmp_path, form):
     make_model(tmp_path / "start")
     flags = f"--pretrain start --save_path tuned --save_steps 2 {form.format(KEY)}"
     words = f"{COMMON} --dataset {data}/user.jsonl {flags}".split()
-    done = python(SFT, *words, cwd=tmp_path, env=environment(data))
+    done = python(SFT, *words, cwd=tmp_path, env=environment(data) | TOKENS)
     assert done.status == 0, done.output[-3000:]
     assert list((tmp_path / "tuned/wandb").rglob("*.wandb"))
-    holders = [p for p in tmp_path.rglob("*") if p.is_file() and KEY.encode() in p.read_bytes()]
-    assert not holders and KEY not in done.output
+    files = [p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()]
+    for secret in (KEY, *TOKENS.values()):
+        assert secret not in done.output and not [f for f in files if secret.encode() in f]
 
 
 def kept_ids(data: Path, folder: Path, rows: list[dict], tokenizer, flags: str = "") -> set[str]:
@@ -246,6 +251,24 @@ def plain_words(data: Path, flags: str) -> list[str]:
     return f"{COMMON} --dataset {data}/user.jsonl {flags}".split()
 
 
+def test_the_best_model_is_the_one_of_the_lowest_eval_loss(data, tmp_path):
+    """At this rate the loss first falls and then rises; the last model is not the best."""
+    make_model(tmp_path / "start")
+    flags = "--pretrain start --save_path tuned --save_best --eval_steps 1 --learning_rate 0.1"
+    flags += " --max_epochs 15 --lr_scheduler constant --max_norm 0"
+    words = plain_words(data, f"--eval_dataset {data}/eval.jsonl {flags}")
+    done = python(SFT, *words, cwd=tmp_path, env=environment(data))
+    assert done.status == 0, done.output[-3000:]
+    lines = [line for line in metrics(tmp_path / "tuned/metrics.jsonl") if "eval/loss" in line]
+    best = min(lines, key=lambda line: line["eval/loss"])
+    assert 1 < best["step"] < lines[-1]["step"], lines
+    assert f"best so far: tuned/best, step {best['step']}" in done.output
+    words += "--pretrain tuned/best --learning_rate 0 --max_epochs 1 --save_path again".split()
+    done = python(SFT, *words, cwd=tmp_path, env=environment(data))
+    again = [line for line in metrics(tmp_path / "again/metrics.jsonl") if "eval/loss" in line]
+    assert again[0]["eval/loss"] == pytest.approx(best["eval/loss"], abs=1e-5)
+
+
 KILLED = {
     "selector": (SELECTOR, stage_1, f"--selector_estimator penalty_gap {LORA} --lora_dropout 0.1"),
     "sft": (SFT, plain_words, "--zero_stage 3"),
@@ -285,3 +308,48 @@ def test_a_killed_run_resumes_bitwise(data, tmp_path, stage):
         del line["seconds"]
     assert logs[0] == logs[1]
     assert len(list(folders[1].glob("snapshots/step_*"))) == 2
+
+
+def test_the_same_run_writes_the_same_artefact(data, tmp_path):
+    """Every byte of it: same seed, machine and number of ranks."""
+    make_model(tmp_path / "start")
+    flags = (
+        f"--pretrain {tmp_path}/start --selector_estimator penalty_gap {LORA} --lora_dropout 0.1"
+    )
+    words, found = stage_1(data, f"{flags} --wandb_run_name one"), []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        done = deepspeed(SELECTOR, *words, cwd=tmp_path / name, env=environment(data))
+        assert done.status == 0, done.output[-3000:]
+        found.append((tmp_path / name / "ckpt/sft_selection_logits_softmax.parquet").read_bytes())
+    assert found[0] == found[1]
+
+
+OTHER_RANKS = {  # the last two: ranks before, ranks after
+    "selector": (
+        SELECTOR,
+        stage_1,
+        f"--selector_estimator penalty_gap {LORA} --zero_stage 2",
+        2,
+        1,
+    ),
+    "sft": (SFT, plain_words, "--zero_stage 3", 1, 2),
+}
+
+
+@pytest.mark.parametrize("stage", OTHER_RANKS)
+def test_a_run_goes_on_with_another_number_of_ranks(data, tmp_path, stage):
+    """The straight run's own snapshot of its half: the second half is done again."""
+    script, words_of, flags, before, after = OTHER_RANKS[stage]
+    make_model(tmp_path / "start")
+    flags += " --pretrain start --save_path tuned --train_batch_size 4 --max_epochs 4"
+    words = words_of(data, f"{flags} --save_steps 10 --ckpt_path snapshots")
+    options = {"cwd": tmp_path, "env": environment(data)}
+    assert deepspeed(script, *words, ranks=before, **options).status == 0
+    weights = next((tmp_path / "tuned").glob("*.safetensors"))
+    straight = load_file(weights)
+    words += ["--load_checkpoint", "snapshots/step_10"]
+    resumed = deepspeed(script, *words, ranks=after, **options)
+    assert resumed.status == 0 and "step 11 " in resumed.output, resumed.output[-3000:]
+    for name, tensor in load_file(weights).items():
+        torch.testing.assert_close(tensor, straight[name], atol=1e-4, rtol=0)

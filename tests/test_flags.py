@@ -81,6 +81,7 @@ OWN = {
         "topp": 1.0,
         "eval_dataset": None,
         "eval_on_train": False,
+        "save_best": False,
         "safeinstr_dataset": None,
         "unscored": "error",
         "selector_tokenizer": None,

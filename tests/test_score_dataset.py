@@ -123,6 +123,22 @@ def test_bad_input_is_refused(flags, extra, says):
     assert "\n" not in str(caught.value)
 
 
+def test_parts_of_another_model_on_the_same_path_are_refused(flags, tmp_path):
+    model = make_model(tmp_path / "model")
+    run(flags, method="perplexity", selector_name="mine", pretrain=model)
+    make_model(tmp_path / "model", seed=1)
+    with pytest.raises(InputError, match="other pretrain's content"):
+        run(flags, method="perplexity", selector_name="mine", pretrain=model)
+
+
+def test_a_damaged_part_is_refused(flags):
+    run(flags, method="perplexity", selector_name="damaged")
+    part = flags["selector_save_dir"] / "damaged_parts/start_0.npy"
+    part.write_bytes(part.read_bytes()[:-8])
+    with pytest.raises(InputError, match=r"start_0.npy does not read"):
+        run(flags, method="perplexity", selector_name="damaged")
+
+
 def test_the_ratio_does_not_take_hard_for_unsafe():
     """Same difference, other meaning: a hard row learned a little, an unsafe row learned wholly."""
     hard, unsafe = relative_contrast(np.array([1.6, 0.0]), np.array([2.2, 0.6]))

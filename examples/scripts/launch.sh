@@ -28,6 +28,7 @@ launch() {
     if [[ "${launcher[0]}" == deepspeed && "${launcher[*]}" != *--master_port* ]]; then
         launcher+=(--master_port "$(free_port)")
     fi
+    trap '' USR1 # a launcher knows nothing of SLURM's warning, which is meant for the ranks
     "${launcher[@]}" "$script" "$@"
 }
 

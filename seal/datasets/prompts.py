@@ -72,7 +72,7 @@ def _chat(turns: list, column: str) -> Messages:
         if not isinstance(turn, dict) or not turn.keys() & {"role", "from"}:
             raise InputError(f"column {column!r} holds a message without a role (or from)")
         role = turn.get("role") or turn.get("from")
-        if role not in _ROLES:
+        if not isinstance(role, str) or role not in _ROLES:
             raise InputError(f"column {column!r} has role {role!r}; known are {', '.join(_ROLES)}")
         content = turn.get("content") if turn.get("content") is not None else turn.get("value")
         messages += _message(_ROLES[role], content, column)

@@ -69,7 +69,7 @@ def _tables(path: Path) -> Iterator[pa.Table]:
             raise InputError(f"{path}: unknown suffix; known are {', '.join(SUFFIXES)} and .gz")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{path}: broken gzip file ({error}); copy it again") from error
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({_first_line(error)})") from error
 
 
@@ -100,7 +100,7 @@ def _json_records(path: Path) -> Iterator[Record]:
 
 def _parse(path: Path, number: int, text: str) -> object:
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=_number)
     except (ValueError, RecursionError) as error:
         line = number + error.lineno - 1 if isinstance(error, json.JSONDecodeError) else number
         reason = error.msg if isinstance(error, json.JSONDecodeError) else _first_line(error)
@@ -108,6 +108,12 @@ def _parse(path: Path, number: int, text: str) -> object:
             f"{path}: line {line} is not JSON ({reason}); "
             "a file holds one object a line or, with suffix .json, one list of objects"
         ) from error
+
+
+def _number(digits: str) -> int | float:
+    """An integer; one of more than 64 bits, which `datasets` cannot hold, as the nearest float."""
+    value = int(digits)
+    return value if -(2**63) <= value < 2**63 else float(digits)
 
 
 def _object(path: Path, where: str, value: object) -> dict:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from seal.errors import InputError
+from seal.files import load_tensors
 
 if TYPE_CHECKING:
     from seal.utils.strategy import DeepspeedStrategy
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 GIGABYTE = 2**30
 # Arguments that change nothing a resumed step computes.
@@ -31,6 +33,7 @@ FREE_ARGUMENTS = {
     "save_path",
     "save_steps",
     "selector_save_dir",
+    "timeout_minutes",
     "use_tensorboard",
     "wandb_group",
     "wandb_org",
@@ -86,7 +89,10 @@ class Checkpoints:
         self.strategy.on_rank_0(lambda: self._complete(partial, step, state))
 
     def load(self, which: str) -> tuple[int, dict]:
-        """Restores the engine, every rank's random state, and returns what `save` was given.
+        """Restores the engines, and returns what `save` was given.
+
+        With as many ranks as wrote it, their random states too: the run goes on bit for bit. With
+        another number only the order of sums and the draws of dropout differ.
 
         Args:
             which: a snapshot's directory, or "auto" for the newest complete one.
@@ -95,15 +101,17 @@ class Checkpoints:
             (optimizer steps done, state).
 
         Raises:
-            InputError: none there, incomplete, or made with other arguments or ranks.
+            InputError: none there, incomplete, damaged, or made with other arguments.
         """
         found = self._newest() if which == "auto" else Path(which)
         manifest = self._checked(found)
+        self.strategy.on_rank_0(lambda: _require_intact(found, manifest["bytes"]))
         for number, engine in enumerate(self.engines):
             self.strategy.load_engine(engine, found, f"engine_{number}")
-        rng = torch.load(found / f"rng_rank_{self.strategy.rank}.pt", weights_only=True)
-        self.strategy.set_rng_state(rng)
-        state = torch.load(found / "trainer.pt", map_location="cpu", weights_only=True)
+        if self.strategy.world_size == manifest["world_size"]:
+            rng = load_tensors(found / f"rng_rank_{self.strategy.rank}.pt")
+            self.strategy.set_rng_state(rng)
+        state = load_tensors(found / "trainer.pt")
         self.strategy.print(f"resumed from {found} after step {manifest['step']}")
         return manifest["step"], state
 
@@ -119,6 +127,7 @@ class Checkpoints:
             "step": step,
             "world_size": self.strategy.world_size,
             "arguments": self.arguments,
+            "bytes": {path.name: path.stat().st_size for path in partial.iterdir()},
         }
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2))
         _sync(partial)
@@ -161,12 +170,30 @@ class Checkpoints:
         ]
         if changed:
             raise InputError(f"{path} was made with other arguments: {'; '.join(changed)}")
-        if manifest["world_size"] != self.strategy.world_size:
-            raise InputError(
-                f"{path} was made by {manifest['world_size']} ranks, this run has "
-                f"{self.strategy.world_size}; start as many"
-            )
         return manifest
+
+
+def _require_intact(directory: Path, sizes: dict[str, int]) -> None:
+    """Compares sizes, and the checksums inside each .pt file (a zip): torch reads past both.
+
+    Raises:
+        InputError: naming the first file that is not as it was written.
+    """
+    for name, size in sizes.items():
+        path = directory / name
+        if not path.is_file() or path.stat().st_size != size or not _sums_agree(path):
+            raise InputError(
+                f"{path} is not as it was written; remove {directory} to go on from the "
+                "checkpoint before it"
+            )
+
+
+def _sums_agree(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError, RuntimeError):
+        return False
 
 
 def _fresh(directory: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from seal.errors import InputError
 from seal.files import atomic_path
+from seal.trainer.checkpoint import FREE_ARGUMENTS
 from seal.trainer.evaluation import row_means
 from seal.trainer.sft_trainer import SFTPlan, SFTTrainer
 from seal.trainer.step import RowLosses
@@ -43,7 +44,8 @@ class Parts:
                 tmp.write_text(json.dumps(self.key, indent=2))
             return
         then = json.loads(stamp.read_text())
-        changed = [name for name in self.key if self.key[name] != then.get(name)]
+        fixed = sorted(self.key.keys() - FREE_ARGUMENTS)
+        changed = [name for name in fixed if self.key[name] != then.get(name)]
         if changed:
             raise InputError(
                 f"{self.directory} holds the parts of a run with other {', '.join(changed)}; "
@@ -65,7 +67,8 @@ class Parts:
             rows = np.arange(start, min(start + PART_ROWS, total))
             path = self.directory / f"{name}_{start}.npy"
             done = strategy.on_every_rank(path.exists())
-            part = np.load(path) if done else row_means(losses, rows, f"{name} {start}/{total}")
+            note = f"{name} {start}/{total}"
+            part = _load(path, len(rows)) if done else row_means(losses, rows, note)
             means[rows] = part
             if not done:
                 strategy.on_rank_0(lambda path=path, part=part: _save(path, part))
@@ -73,10 +76,13 @@ class Parts:
 
     def complete(self, name: str, n_rows: int) -> np.ndarray | None:
         """The losses of a pass that is wholly on disk, else None."""
-        paths = [self.directory / f"{name}_{start}.npy" for start in range(0, n_rows, PART_ROWS)]
-        if not all(path.exists() for path in paths):
+        parts = {
+            self.directory / f"{name}_{start}.npy": min(PART_ROWS, n_rows - start)
+            for start in range(0, n_rows, PART_ROWS)
+        }
+        if not all(path.exists() for path in parts):
             return None
-        return np.concatenate([np.load(path) for path in paths])
+        return np.concatenate([_load(path, rows) for path, rows in parts.items()])
 
 
 def tune(losses: RowLosses, plan: SFTPlan, logger: Logger | NoLogger) -> None:
@@ -91,3 +97,13 @@ def _nothing(step: int) -> None:
 def _save(path: Path, part: np.ndarray) -> None:
     with atomic_path(path) as tmp, open(tmp, "wb") as file:
         np.save(file, part)
+
+
+def _load(path: Path, rows: int) -> np.ndarray:
+    try:
+        part = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} does not read ({error}); remove it to score its rows") from error
+    if part.shape != (rows,) or not np.isfinite(part).all():
+        raise InputError(f"{path} does not hold {rows} losses; remove it to score its rows")
+    return part

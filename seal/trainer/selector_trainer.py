@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from seal.errors import NonFiniteLoss
+from seal.errors import NonFiniteLoss, Stopped
 from seal.models.selector import Selector
 from seal.trainer.evaluation import mean_loss
 from seal.trainer.step import (
@@ -110,6 +110,7 @@ class SelectorTrainer:
 
         Raises:
             NonFiniteLoss: on every rank, before the bad step is taken.
+            Stopped: on every rank, asked to by a signal, after a checkpoint.
         """
         plan = self.plan
         for engine in self._engines():
@@ -128,8 +129,11 @@ class SelectorTrainer:
                 self.logger.advance()
                 if plan.eval_steps and step % plan.eval_steps == 0:
                     self.evaluate(step)
-                if plan.save_steps and step % plan.save_steps == 0:
+                stopping = self.losses.strategy.must_stop()
+                if stopping or (plan.save_steps and step % plan.save_steps == 0):
                     self.save_checkpoint(step)
+                if stopping:
+                    raise Stopped(f"stopped after step {step}")
             last_step = (epoch + 1) * self.steps_per_epoch
             if last_step >= first_step:
                 self.save_epoch(epoch + 1)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from seal.errors import NonFiniteLoss
+from seal.errors import NonFiniteLoss, Stopped
 from seal.trainer.evaluation import mean_loss
 from seal.trainer.step import RowLosses, epoch_batches, require_finite
 
@@ -39,6 +39,10 @@ class SFTTrainer:
         logger: where metrics go.
         evaluations: name -> (losses, how many of its first rows); logged as "<name>/loss".
         save_checkpoint: called with the optimizer step when one is due.
+        save_best: called with the step when eval/loss is the lowest so far; None for never.
+
+    Attributes:
+        best_loss: the lowest eval/loss so far, nats a token; part of a checkpoint.
     """
 
     def __init__(
@@ -48,12 +52,15 @@ class SFTTrainer:
         logger: Logger | NoLogger,
         evaluations: dict[str, tuple[RowLosses, int]],
         save_checkpoint: Callable[[int], None],
+        save_best: Callable[[int], None] | None = None,
     ):
         self.losses = losses
         self.plan = plan
         self.logger = logger
         self.evaluations = evaluations
         self.save_checkpoint = save_checkpoint
+        self.save_best = save_best
+        self.best_loss = math.inf
         self.steps_per_epoch = math.ceil(len(losses.dataset) / plan.train_batch_size)
 
     def fit(self, first_step: int = 0) -> None:
@@ -61,6 +68,7 @@ class SFTTrainer:
 
         Raises:
             NonFiniteLoss: on every rank, before the bad step is taken.
+            Stopped: on every rank, asked to by a signal, after a checkpoint.
         """
         plan, dataset = self.plan, self.losses.dataset
         self.losses.engine.train()
@@ -76,8 +84,11 @@ class SFTTrainer:
                 self.logger.advance()
                 if plan.eval_steps and step % plan.eval_steps == 0:
                     self.evaluate(step)
-                if plan.save_steps and step % plan.save_steps == 0:
+                stopping = self.losses.strategy.must_stop()
+                if stopping or (plan.save_steps and step % plan.save_steps == 0):
                     self.save_checkpoint(step)
+                if stopping:
+                    raise Stopped(f"stopped after step {step}")
 
     def train_step(self, rows: np.ndarray, step: int) -> dict[str, float]:
         """One optimizer step on one global batch.
@@ -102,4 +113,8 @@ class SFTTrainer:
     def evaluate(self, step: int) -> None:
         """Logs the mean loss per token of every evaluation set."""
         for name, (losses, n_rows) in self.evaluations.items():
-            self.logger.log(step, {f"{name}/loss": mean_loss(losses, n_rows, per="token")})
+            loss = mean_loss(losses, n_rows, per="token")
+            self.logger.log(step, {f"{name}/loss": loss})
+            if name == "eval" and self.save_best and loss < self.best_loss:
+                self.best_loss = loss
+                self.save_best(step)

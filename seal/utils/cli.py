@@ -1,25 +1,29 @@
 """Every flag of the training scripts, declared once, and what turns flags into settings."""
 
 import argparse
+import errno
+import hashlib
 import json
 import math
 import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
-from seal.errors import InputError, NonFiniteLoss
+from seal.errors import InputError, NonFiniteLoss, Stopped
 from seal.files import atomic_path
-from seal.provenance import commit, versions
+from seal.provenance import commit, model_fingerprint, versions
 from seal.utils.config import config_words
 from seal.utils.logger import Logger, NoLogger, WandbSettings
+from seal.utils.stopping import launching_words
 
 SECRET = "use_wandb"
+MODELS = ("pretrain", "safe_model", "rows_model")
 RANK_0_SECONDS = 30  # ranks may start that far apart on a busy machine
 T = TypeVar("T")
 AT_LEAST_ONE = (
@@ -81,14 +85,47 @@ def fail(message: str) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs an entry script: bad input ends it with one line and status 2, on every rank."""
-    from seal.utils.strategy import leave
+    """Runs an entry script: bad input ends it with one line and status 2, on every rank.
 
+    A run that was asked to stop ends with the command that goes on with it, and status 0.
+    """
+    from seal.utils.strategy import leave, lost_ranks
+
+    launcher = launching_words()  # asked now: the launcher may be gone when they are needed
     try:
         main()
     except (InputError, NonFiniteLoss) as error:
         fail(str(error))
+    except Stopped as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            words = [word for word in sys.argv if not word.startswith("--local_rank")]
+            print(f"{stopped}; go on with: {shlex.join([*launcher, *words])} --load_checkpoint")
+    except Exception as error:
+        if disk_is_full(error):
+            fail(f"no room to write ({error}); what was whole before is whole still: make room")
+        lost = lost_ranks(error)
+        if not lost:
+            raise
+        give_up(lost, error)
     leave()
+
+
+def disk_is_full(failure: Exception) -> bool:
+    """Whether a write failed for want of space; torch's writer does not say why it failed."""
+    if isinstance(failure, OSError):
+        return failure.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return "PytorchStreamWriter failed" in str(failure)
+
+
+def give_up(lost: list[int], failure: Exception) -> None:
+    """Ends a rank that has lost others: the first of those left says which; status 1."""
+    rank = int(os.environ.get("RANK", "0"))
+    if rank == min(set(range(len(lost) + 1)) - set(lost)):
+        who, reason = ", ".join(map(str, lost)), " ".join(str(failure).split())
+        print(f"error: no answer from rank {who}, gone or hanging: {reason}", file=sys.stderr)
+    sys.stderr.flush()
+    time.sleep(1 if rank == 0 else 0)  # it holds the store that the others still ask
+    os._exit(1)  # the process group is beyond an orderly end
 
 
 def share(word: str) -> float | str:
@@ -166,6 +203,13 @@ def training_flags(parser: Parser) -> None:
     add("--adam_offload", action="store_true", help="keep Adam's state on the CPU")
     add("--grad_accum_dtype", help="fp32 or bf16: type gradients accumulate in")
     add("--disable_trace_cache", action="store_true", help="no ZeRO-3 prefetching by trace")
+    add(
+        "--timeout_minutes",
+        type=float,
+        default=30.0,
+        help="longest wait for another rank, which is named then; the slowest reading of data or "
+        "evaluation must fit (default 30)",
+    )
     add("--local_rank", type=int, default=-1, help="set by the launcher")
 
 
@@ -289,6 +333,11 @@ def sft_parser() -> Parser:
     add("--selector_tokenizer", help="tokenizer a published .pt was trained with")
     add("--selector_max_len", type=int, help="max_len a published .pt was trained with")
     add("--safeinstr_dataset", help="safe rows mixed in whole, whatever the selector says")
+    add(
+        "--save_best",
+        action="store_true",
+        help="also keep the model of the lowest loss on --eval_dataset, in <save_path>/best",
+    )
     add("--eval_on_train", action="store_true", help="also report the loss on training rows")
     return parser
 
@@ -306,6 +355,8 @@ def check_batch(args: argparse.Namespace, world_size: int) -> None:
             raise InputError(f"--{name} must be at least 1, or -1, got {value}")
     if args.max_len < 4:
         raise InputError(f"--max_len must be at least 4 tokens, got {args.max_len}")
+    if not 0 < args.timeout_minutes < math.inf:
+        raise InputError(f"--timeout_minutes must be above 0, got {args.timeout_minutes:g}")
     for name in ("learning_rate", "max_norm", "l2"):
         if not 0 <= vars(args)[name] < math.inf:
             raise InputError(f"--{name} must be finite, 0 or more, got {vars(args)[name]:g}")
@@ -343,6 +394,7 @@ def get_strategy(args: argparse.Namespace):
         Precision(args.bf16, args.grad_accum_dtype),
         max_norm=args.max_norm,
         seed=args.seed,
+        timeout_minutes=args.timeout_minutes,
     )
     check_batch(args, strategy.world_size)
     strategy.setup_distributed()
@@ -437,11 +489,20 @@ def text_flags(args: argparse.Namespace) -> dict:
     }
 
 
-def checkpoint_flags(args: argparse.Namespace) -> dict:
+def identity(args: argparse.Namespace, row_ids: Iterable[str]) -> dict:
+    """What a checkpoint or a part belongs to: arguments, and models and rows by their content."""
+    arguments = run_config(args)["arguments"]
+    models = {name: arguments[name] for name in MODELS if arguments.get(name)}
+    contents = {f"{name}'s content": model_fingerprint(path) for name, path in models.items()}
+    rows = hashlib.sha256("".join(row_ids).encode()).hexdigest()[:32]
+    return arguments | contents | {"rows' content": rows}
+
+
+def checkpoint_flags(args: argparse.Namespace, row_ids: Iterable[str]) -> dict:
     """Arguments of `Checkpoints`, beside the strategy and the engines."""
     return {
         "directory": args.ckpt_path,
-        "arguments": run_config(args)["arguments"],
+        "arguments": identity(args, row_ids),
         "max_num": args.max_ckpt_num,
         "max_gb": args.max_ckpt_mem,
     }

@@ -4,10 +4,13 @@ import contextlib
 import logging
 import os
 import random
+import signal
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +22,9 @@ import torch
 import transformers
 
 from seal.errors import InputError
-from seal.files import atomic_path
+from seal.files import atomic_path, claim, load_tensors
+from seal.utils import engine_state
+from seal.utils.stopping import stop_requests
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -31,6 +36,7 @@ from deepspeed.runtime.zero.partition_parameters import is_zero_param
 
 T = TypeVar("T")
 GRAD_ACCUM_DTYPES = ("fp32", "bf16")
+ROLL_CALL_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -89,14 +95,16 @@ class DeepspeedStrategy:
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self.device = torch.device("cpu")
         self._plain = self.zero.stage == 0 and not self.precision.bf16
+        unsplit = "parameters" if self._plain else "copies"
+        self._layout = (unsplit, "pieces", "pieces", "partitions")[self.zero.stage]
         self._norm: torch.Tensor | None = None
+        self._asked_to_stop: Callable[[], bool] | None = None
+        self._claims: list = []
 
     def setup_distributed(self) -> None:
         """Joins the process group (alone: rank 0 of 1) and seeds every random generator."""
         _quieten(bars=self.is_rank_0() and sys.stderr.isatty())
-        random.seed(self.seed)
-        np.random.seed(self.seed)
-        torch.manual_seed(self.seed)
+        self.seed_everything()
         accelerator = get_accelerator()
         if accelerator.device_name() != "cpu":
             accelerator.set_device(self.local_rank)
@@ -113,6 +121,12 @@ class DeepspeedStrategy:
             store = torch.distributed.HashStore()
             torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
         deepspeed.init_distributed(dist_backend=backend, timeout=self.timeout, verbose=False)
+
+    def seed_everything(self) -> None:
+        """Puts every random generator of this rank back to the start."""
+        random.seed(self.seed)
+        np.random.seed(self.seed)
+        torch.manual_seed(self.seed)
 
     def is_rank_0(self) -> bool:
         """True on the one rank that prints and writes."""
@@ -138,6 +152,21 @@ class DeepspeedStrategy:
         gathered: list = [None] * self.world_size
         dist.all_gather_object(gathered, value)
         return gathered
+
+    @contextlib.contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """Inside, SIGTERM, Ctrl-C and SIGUSR1 end nothing: `must_stop` tells of them."""
+        with stop_requests() as self._asked_to_stop:
+            try:
+                yield
+            finally:
+                self._asked_to_stop = None
+
+    def must_stop(self) -> bool:
+        """Whether any rank has been asked to stop inside `stoppable`; the same answer on each."""
+        if self._asked_to_stop is None:
+            return False
+        return bool(self.all_reduce(torch.tensor(float(self._asked_to_stop()))))
 
     def main_first(self, work: Callable[[], T]) -> T:
         """Runs `work` on the first rank of each node, then on the others (who find its caches).
@@ -169,6 +198,14 @@ class DeepspeedStrategy:
         result, failure = _attempt(work) if self.is_rank_0() else (None, None)
         self.agree(failure)
         return result
+
+    def claim(self, *outputs: str | Path) -> None:
+        """Makes outputs this run's own until it ends.
+
+        Raises:
+            InputError: on every rank, when another run holds one of them.
+        """
+        self._claims += self.on_rank_0(lambda: [claim(path) for path in outputs]) or []
 
     def ds_config(self, micro_batch: int = 1) -> dict:
         """The DeepSpeed configuration, every number explicit.
@@ -250,6 +287,9 @@ class DeepspeedStrategy:
         engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, lr_scheduler=scheduler, config=self.ds_config()
         )
+        # DeepSpeed 0.19.8 makes groups of its own with torch's default of half an hour.
+        for group in dist.distributed_c10d._world.pg_map:
+            dist.distributed_c10d._set_pg_timeout(self.timeout, group)
         return engine
 
     def backward(self, engine: deepspeed.DeepSpeedEngine, loss: torch.Tensor) -> None:
@@ -306,25 +346,43 @@ class DeepspeedStrategy:
         state = self.full_state(engine, trainable_only=_is_adapter(model))
         self.on_rank_0(lambda: _write_model(model, state, tokenizer, Path(directory)))
 
-    def save_engine(self, engine: deepspeed.DeepSpeedEngine, directory: Path, tag: str) -> None:
-        """Writes weights (what trains), optimizer and schedule; call on every rank."""
-        engine.save_checkpoint(
-            str(directory),
-            tag=tag,
-            save_latest=False,
-            exclude_frozen_parameters=_is_adapter(engine.module.model),
-        )
+    def save_engine(self, engine: deepspeed.DeepSpeedEngine, directory: Path, name: str) -> None:
+        """Writes weights (what trains), Adam's state and the schedule; call on every rank.
 
-    def load_engine(self, engine: deepspeed.DeepSpeedEngine, directory: Path, tag: str) -> None:
-        """Restores what `save_engine` wrote.
+        Each rank writes whole tensors, every so many'th of them: `<name>.<rank>.pt`.
+        """
+        kept = {}
+        for number, (key, tensors) in enumerate(engine_state.gathered(engine, self._layout)):
+            if number % self.world_size == self.rank:
+                kept[key] = {part: tensor.cpu() for part, tensor in tensors.items()}
+        schedule = engine.lr_scheduler.state_dict() if engine.lr_scheduler else None
+        content = {
+            "tensors": kept,
+            "steps": engine_state.steps_taken(engine, self._layout),
+            "rates": engine_state.rates(engine, self._layout),
+            "schedule": schedule,
+        }
+        torch.save(content, directory / f"{name}.{self.rank}.pt")
+
+    def load_engine(self, engine: deepspeed.DeepSpeedEngine, directory: Path, name: str) -> None:
+        """Restores what `save_engine` wrote on any number of ranks under any ZeRO stage.
 
         Raises:
-            InputError: DeepSpeed finds nothing it can load there.
+            InputError: a file is damaged, or of another model.
         """
-        strict = not _is_adapter(engine.module.model)
-        path, _ = engine.load_checkpoint(str(directory), tag=tag, load_module_strict=strict)
-        if path is None:
-            raise InputError(f"{directory}: DeepSpeed cannot load this checkpoint")
+        parts = [load_tensors(path) for path in sorted(directory.glob(f"{name}.*.pt"))]
+        state = {key: tensors for part in parts for key, tensors in part["tensors"].items()}
+        parameters = engine_state.trainable(engine)
+        if state.keys() != parameters.keys():
+            raise InputError(f"{directory} is of a model that trains other parameters")
+        engine_state.start_adam(engine, self._layout, parts[0]["steps"], parts[0]["rates"])
+        if parts[0]["schedule"]:
+            engine.lr_scheduler.load_state_dict(parts[0]["schedule"])
+        engine_state.restore(engine, self._layout, state, self.rank)
+        for key, parameter in parameters.items():
+            with self.writable([parameter]), torch.no_grad():
+                if self.zero.stage != 3 or self.is_rank_0():
+                    parameter.copy_(state[key]["weight"])
 
     def rng_state(self) -> dict[str, torch.Tensor]:
         """State of this rank's torch generators (nothing else draws during training)."""
@@ -344,6 +402,27 @@ class DeepspeedStrategy:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         limit = self.max_norm or float("inf")
         self._norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+
+
+def lost_ranks(failure: Exception) -> list[int]:
+    """The ranks that do not answer after a failure to communicate; [] for any other failure.
+
+    Every rank that is well fails too, a moment after the first one, and says so in the store.
+    """
+    if not isinstance(failure, dist.DistError) and "gloo" not in str(failure):
+        return []
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of a launcher that has lost a rank as well
+    try:
+        return ThreadPoolExecutor(1).submit(_roll_call).result(2 * ROLL_CALL_SECONDS)
+    except (TimeoutError, dist.DistError):
+        return [0]  # which holds the store
+
+
+def _roll_call() -> list[int]:
+    store, ranks = dist.distributed_c10d._get_default_store(), range(dist.get_world_size())
+    store.set(f"failed/{dist.get_rank()}", "")
+    time.sleep(ROLL_CALL_SECONDS)
+    return [rank for rank in ranks if not store.check([f"failed/{rank}"])]
 
 
 def leave() -> None:

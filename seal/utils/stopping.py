@@ -1,0 +1,52 @@
+"""When a run is asked to stop: by a signal, or by the end of the launcher that watches over it."""
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import takewhile
+from pathlib import Path
+
+import psutil
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last is SLURM's usual warning
+LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run"}
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Inside, `SIGNALS` no longer end this process; yields what tells whether to stop.
+
+    The end of a launcher counts as well: DeepSpeed's, killed, leaves its ranks running.
+    """
+    received = []
+    above = launchers()
+    before = {
+        number: signal.signal(number, lambda number, _: received.append(number))
+        for number in SIGNALS
+    }
+    try:
+        yield lambda: bool(received) or launchers() != above
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def launchers() -> list[psutil.Process]:
+    """The launchers above this process, nearest first: torchrun, or the two of DeepSpeed."""
+    return list(takewhile(_launches, psutil.Process().parents()))
+
+
+def launching_words() -> list[str]:
+    """The command line that started this script, up to the script: the launcher's, or Python's."""
+    above = launchers()
+    words = above[-1].cmdline() if above else sys.orig_argv
+    return list(takewhile(lambda word: word != sys.argv[0], words))
+
+
+def _launches(process: psutil.Process) -> bool:
+    try:
+        words = process.cmdline()[:4]  # python -u -m deepspeed.launcher.launch
+    except psutil.Error:
+        return False
+    return any(Path(word).name in LAUNCHERS for word in words)

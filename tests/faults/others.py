@@ -1,0 +1,128 @@
+"""Faults beside kills: damage, full disks, wrong dates, a second run, a rank that hangs.
+
+Each takes the folder of a run that was broken after its second checkpoint and says what went wrong
+in words, None for nothing; the run must still be able to finish without loss.
+"""
+
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+from jobs import Job
+from kills import END_SECONDS
+from launch import deepspeed, kill, run, start
+from warm import WarmRun
+
+YEARS = 30 * 365 * 86400
+
+
+def truncated_checkpoint(job: Job, root: Path, folder: Path) -> str | None:
+    """The newest checkpoint is cut short: refused in one line that names the file."""
+    newest = max(folder.glob("snapshots/step_*"), key=lambda path: int(path.name[5:]))
+    file = newest / "engine_0.0.pt"
+    os.truncate(file, file.stat().st_size // 2)
+    done = deepspeed(job.script, *job.words(root), "--load_checkpoint", cwd=folder)
+    if done.status != 2 or len(done.errors) != 1 or str(file.name) not in done.errors[0]:
+        return f"status {done.status}: {done.errors}"
+    shutil.rmtree(newest)
+    return None
+
+
+def flipped_bit(job: Job, root: Path, folder: Path) -> str | None:
+    """One bit of a weight in the newest checkpoint: refused, with the name of the file."""
+    newest = max(folder.glob("snapshots/step_*"), key=lambda path: int(path.name[5:]))
+    file = newest / "engine_0.0.pt"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    done = deepspeed(job.script, *job.words(root), "--load_checkpoint", cwd=folder)
+    if done.status != 2 or len(done.errors) != 1 or str(file.name) not in done.errors[0]:
+        return f"status {done.status}: {done.errors}"
+    shutil.rmtree(newest)
+    return None
+
+
+def code_in_a_checkpoint(job: Job, root: Path, folder: Path) -> str | None:
+    """A checkpoint whose files would run code when unpickled, of the right size: refused."""
+    newest = max(folder.glob("snapshots/step_*"), key=lambda path: int(path.name[5:]))
+    file, mark = newest / "engine_0.0.pt", folder / "has_run"
+    command = f"cposix\nsystem\n(S'touch {mark}'\ntR.".encode()
+    file.write_bytes(command.ljust(file.stat().st_size))
+    done = deepspeed(job.script, *job.words(root), "--load_checkpoint", cwd=folder)
+    if mark.exists() or done.status != 2 or len(done.errors) != 1:
+        return f"code has run: {mark.exists()}; status {done.status}: {done.errors}"
+    shutil.rmtree(newest)
+    return None
+
+
+def full_disk(job: Job, root: Path, folder: Path) -> str | None:
+    """No file may grow beyond what the second half of a checkpoint needs: it is never completed."""
+    before = {path.name for path in folder.glob("snapshots/step_*")}
+    limit = max(path.stat().st_size for path in folder.glob("snapshots/step_*/engine_0.0.pt")) // 2
+    shell = ["bash", "-c", f'ulimit -f {max(1, limit // 1024)}; exec "$@"', "limited"]
+    words = [*shell, *job.command(root), "--load_checkpoint"]
+    done = run(words, cwd=folder, seconds=2 * END_SECONDS)
+    after = {path.name for path in folder.glob("snapshots/step_*")}
+    if done.status == 0 or after != before or list(folder.glob("tuned/*.safetensors")):
+        return f"status {done.status}, checkpoints {before} -> {after}"
+    return None
+
+
+def clock_jump(job: Job, root: Path, folder: Path) -> str | None:
+    """Half of the files are dated thirty years ahead, the other half thirty years back."""
+    for number, path in enumerate(sorted(folder.rglob("*"))):
+        date = time.time() + (YEARS if number % 2 else -YEARS)
+        os.utime(path, (date, date))
+    return None
+
+
+def has_moved(marks: dict[Path, float]) -> bool:
+    """Whether one of these files has been written since, looked at every millisecond."""
+    time.sleep(0.001)
+    return any(path.stat().st_mtime != date for path, date in marks.items())
+
+
+def second_run(job: Job, root: Path, folder: Path) -> str | None:
+    """While one goes on, a second on the same outputs is refused."""
+    marks = {path: path.stat().st_mtime for path in folder.rglob(job.log)}
+    process = start([*job.command(root), "--load_checkpoint"], cwd=folder)
+    try:
+        while not has_moved(marks):
+            if process.poll() is not None:
+                return "the first run did not start"
+        os.killpg(process.pid, signal.SIGSTOP)  # it holds its lock meanwhile
+        done = deepspeed(job.script, *job.words(root), "--load_checkpoint", cwd=folder)
+        if done.status != 2 or len(done.errors) != 1 or "has not ended" not in done.errors[0]:
+            return f"status {done.status}: {done.errors}"
+        return None
+    finally:
+        kill(process)
+
+
+def hanging_rank(job: Job, root: Path, folder: Path) -> str | None:
+    """Rank 0, which holds the rendezvous, stops for ever: named, and all end."""
+    marks = {path: path.stat().st_mtime for path in folder.rglob(job.log)}
+    limit = 15
+    words = [*job.words(root), "--load_checkpoint", "--timeout_minutes", str(limit / 60)]
+    run = WarmRun(job.script, words, folder)
+    while not has_moved(marks):
+        if run.ended():
+            return "the run did not start"
+    os.kill(run.pids[1], signal.SIGSTOP)
+    if not run.wait(limit + END_SECONDS):
+        run.kill()
+        return "hang"
+    return None if "no answer from rank 0," in run.output else run.output[-500:]
+
+
+FAULTS = (
+    truncated_checkpoint,
+    flipped_bit,
+    code_in_a_checkpoint,
+    full_disk,
+    clock_jump,
+    second_run,
+    hanging_rank,
+)

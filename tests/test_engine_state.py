@@ -1,0 +1,76 @@
+"""An engine's state survives a file under every ZeRO stage and precision, and damage is noticed."""
+
+import numpy as np
+import pytest
+import torch
+from laws_driver import make_dataset
+from tiny import random_rows, tiny_model
+
+from seal.errors import InputError
+from seal.models.actor import Actor
+from seal.models.attention import VARLEN
+from seal.trainer.checkpoint import Checkpoints
+from seal.trainer.step import RowLosses
+from seal.utils.strategy import DeepspeedStrategy, Precision, Zero
+
+ROWS = random_rows([24, 3, 17, 9], seed=4)
+SHARE = torch.full((len(ROWS),), 0.05)
+
+
+def engine_of(strategy):
+    """A fresh engine, the same at every call."""
+    actor = Actor(tiny_model("llama", attn_implementation=VARLEN))
+    if strategy.precision.bf16:
+        actor = actor.bfloat16()
+    optimizer = strategy.create_optimizer(actor, 1e-2, 0.1)
+    return strategy.prepare(actor, optimizer, lambda step: 1.0 / (step + 1))
+
+
+def steps(strategy, engine, count: int) -> list[torch.Tensor]:
+    """Trains a few steps; returns each one's losses."""
+    losses = RowLosses(engine, strategy, make_dataset(ROWS), capacity=48)
+    found = []
+    for _ in range(count):
+        found.append(losses.backward(np.arange(len(ROWS)), SHARE))
+        strategy.step(engine)
+    return found
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("stage", range(4))
+def test_a_fresh_engine_goes_on_bit_for_bit(tmp_path, stage, bf16):
+    strategy = DeepspeedStrategy(Zero(stage), Precision(bf16))
+    strategy.setup_distributed()
+    engine = engine_of(strategy)
+    steps(strategy, engine, 3)
+    snapshots = Checkpoints(tmp_path, strategy, [engine], {"seed": 0}, max_num=2, max_gb=1)
+    snapshots.save(3, {})
+    expected = steps(strategy, engine, 3)
+    rate = engine.get_lr()
+    engine.destroy()
+
+    resumed = engine_of(strategy)
+    snapshots = Checkpoints(tmp_path, strategy, [resumed], {"seed": 0}, max_num=2, max_gb=1)
+    assert snapshots.load("auto") == (3, {})
+    for mine, theirs in zip(steps(strategy, resumed, 3), expected, strict=True):
+        assert torch.equal(mine, theirs)
+    assert resumed.get_lr() == rate
+    resumed.destroy()
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_a_damaged_checkpoint_is_refused(tmp_path, damage):
+    strategy = DeepspeedStrategy(Zero(0))
+    strategy.setup_distributed()
+    engine = engine_of(strategy)
+    steps(strategy, engine, 1)
+    snapshots = Checkpoints(tmp_path, strategy, [engine], {}, max_num=2, max_gb=1)
+    snapshots.save(1, {})
+    file = tmp_path / "step_1/engine_0.0.pt"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content if damage == "flip" else content[:-100])
+    if damage == "gone":
+        file.unlink()
+    with pytest.raises(InputError, match=r"engine_0.0.pt is not as it was written"):
+        snapshots.load("auto")
