@@ -13,6 +13,7 @@ OUTSIDE = {
     "README.md": "index.md",
     "benchmarks/README.md": "results.md",
     "ckpt/README.md": "selectors.md",
+    "SECURITY.md": "security.md",
 }
 LINK = re.compile(r"\[([^\]]*)\]\((?!https?:|#)([^)#\s]+)(#[^)]*)?\)")
 IMAGE = re.compile(r'src="(?!https?:)([^"]+)"')
