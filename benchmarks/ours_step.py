@@ -2,7 +2,7 @@
 
 from step_world import Work, World, model_settings
 
-from seal.models.actor import MAIN, load_actor
+from seal.models.actor import MAIN, TRACKER, load_actor
 from seal.models.selector import Selector
 from seal.trainer.selector_trainer import SelectorPlan, SelectorTrainer
 from seal.trainer.sft_trainer import SFTPlan, SFTTrainer
@@ -14,17 +14,33 @@ from seal.utils.strategy import DeepspeedStrategy
 class OurStep:
     """One optimizer step at a time, of the selector or of SFT."""
 
+    gap = False  # the selector's estimator is `penalty_gap`
+
     def __init__(self, strategy: DeepspeedStrategy, world: World, work: Work):
         self.strategy, self.world, self.work = strategy, world, work
-        with strategy.loading():
-            actor = load_actor(model_settings(world, work))
-        optimizer = strategy.create_optimizer(actor, work.learning_rate, l2=0.0)
-        self.engine = strategy.prepare(actor, optimizer, None)
-        self.engine.train()
-        self.losses = RowLosses(
-            self.engine, strategy, world.rows, work.micro * work.max_len, adapter=MAIN
-        )
+        self.losses = self._over_rows(self._engine(), MAIN)
         self.trainer = self._selector() if work.kind == "selector" else self._sft()
+
+    def _engine(self):
+        with self.strategy.loading():
+            actor = load_actor(model_settings(self.world, self.work))
+        if self.gap and self.work.lora_rank:
+            actor.add_tracker()
+        optimizer = self.strategy.create_optimizer(actor, self.work.learning_rate, l2=0.0)
+        engine = self.strategy.prepare(actor, optimizer, None)
+        engine.train()
+        return engine
+
+    def _over_rows(self, engine, adapter: str) -> RowLosses:
+        capacity = self.work.micro * self.work.max_len
+        return RowLosses(engine, self.strategy, self.world.rows, capacity, adapter=adapter)
+
+    def _tracker(self) -> RowLosses | None:
+        """The lower level's model: a second adapter, or without LoRA a second engine."""
+        if not self.gap:
+            return None
+        engine = self.losses.engine if self.work.lora_rank else self._engine()
+        return self._over_rows(engine, TRACKER)
 
     def __call__(self, step: int) -> None:
         """Takes optimizer step `step` (from 0)."""
@@ -52,6 +68,7 @@ class OurStep:
             evaluations={},
             save_epoch=lambda epoch: None,
             save_checkpoint=lambda step: None,
+            tracker=self._tracker(),
         )
 
     def _sft(self) -> SFTTrainer:
@@ -62,3 +79,9 @@ class OurStep:
             evaluations={},
             save_checkpoint=lambda step: None,
         )
+
+
+class OurGapStep(OurStep):
+    """The same with the estimator `penalty_gap`."""
+
+    gap = True

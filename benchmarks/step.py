@@ -8,7 +8,8 @@
 the same model, rows, batch, LoRA and ZeRO stage, step by step in turn. Phase gamma0 is the first
 epoch of the published setting (the row loss has weight zero), gamma the second (0.03). For SFT,
 TRL's SFTTrainer runs too where it is installed (`pip install trl==1.16.0`), with the fastest of its
-settings on these rows.
+settings on these rows. `--schedule ours-gap` compares our two estimators, `penalty` and
+`penalty_gap`.
 
 Prints a card; the last line is JSON: one object a schedule, then the ratio of rows a second, ours
 to published, and ours to TRL where it ran (`"to"` says which).
@@ -34,7 +35,7 @@ os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
 
 import numpy as np
 import torch
-from ours_step import OurStep
+from ours_step import OurGapStep, OurStep
 from published_step import PublishedStep
 from step_flops import needed_flops
 from step_measure import interleaved, load_average, matmul_peak, median_and_spread, peak_gib, timed
@@ -43,7 +44,8 @@ from step_world import SHAPES, Work, World, build_world
 from seal.provenance import commit, versions
 from seal.utils.strategy import DeepspeedStrategy, Precision, Zero
 
-SCHEDULES = {"published": PublishedStep, "ours": OurStep}
+SCHEDULES = {"published": PublishedStep, "ours": OurStep, "gap": OurGapStep}
+PAIRS = {"both": ("published", "ours"), "ours-gap": ("gap", "ours")}
 
 
 def main() -> None:
@@ -80,7 +82,7 @@ def compare(world: World, work: Work, args: argparse.Namespace) -> list[dict]:
         from trl_step import best_settings
 
         settings = best_settings(world, work)
-    names = list(SCHEDULES) if args.schedule == "both" else [args.schedule]
+    names = PAIRS.get(args.schedule, (args.schedule,))
     steps = {name: prepare(name, world, work) for name in names}
     times = interleaved(steps, args.steps, args.warm_up, args.device)
     rows = {
@@ -89,8 +91,8 @@ def compare(world: World, work: Work, args: argparse.Namespace) -> list[dict]:
         for name in names
     }
     results = list(rows.values())
-    if args.schedule == "both":
-        results.append(ratio(rows["ours"], rows["published"]))
+    if args.schedule in PAIRS:
+        results.append(ratio(rows["ours"], rows[names[0]]) | {"to": names[0]})
     if peer:
         ours, trl = against_trl(world, work, args, steps["ours"], settings)
         results += [trl, ratio(ours, trl) | {"to": "trl", "settings": list(settings)}]
@@ -202,7 +204,7 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--schedule", choices=[*SCHEDULES, "both"], default="both")
+    add("--schedule", choices=[*SCHEDULES, *PAIRS], default="both", help="both: published, ours")
     add("--work", choices=["selector", "sft"], default="selector")
     add("--phase", choices=["gamma0", "gamma"], default="gamma0")
     add("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
