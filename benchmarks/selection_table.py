@@ -1,4 +1,4 @@
-"""The table of benchmarks/selection.py: means with 95 % intervals, paired against random."""
+"""The table of benchmarks/selection.py: means with 95 % intervals, paired with two baselines."""
 
 from collections import defaultdict
 
@@ -6,46 +6,56 @@ import numpy as np
 
 from seal.assess.statistics import bootstrap_ci, paired_bootstrap
 
-COLUMNS = ("auroc", "unsafe_rows_kept", "refusal", "over_refusal", "utility", "seconds")
-NAMES = "method|n|AUROC|unsafe rows kept|refusal|vs random|over-refusal|utility|s".split("|")
-HEAD = "| " + " | ".join(NAMES) + " |"
+COLUMNS = ("auroc", "unsafe_rows_kept", "refusal", "over_refusal", "utility")
+BASELINES = ("random", "safe_loss")
+NAMES = (
+    *("method", "n", "AUROC", "unsafe rows kept", "refuses", "over-refuses", "answers right"),
+    *("refusal less random's", "less safe_loss's", "CPU s", "passes"),
+)
+AGAIN = 1000  # added to the seed of a second draw of random rows
 
 
 def print_table(records: list[dict]) -> None:
     """Prints one Markdown table for each tier, poison share and topp."""
-    cells = defaultdict(list)
+    cells = defaultdict(lambda: defaultdict(dict))
     for record in records:
-        key = (record["tier"], record["poison"], record["asked_topp"])
-        cells[key].append(record)
-    for (tier, poison, topp), found in sorted(cells.items()):
-        print(f"\n### {tier}, {poison:.0%} planted, topp {topp:g}\n\n{HEAD}")
+        again = record["method"] == "random_again"
+        method = "random" if again else record["method"]
+        cell = cells[record["tier"], record["poison"], record["asked_topp"]]
+        cell[method][record["seed"] + AGAIN * again] = record
+    for (tier, poison, topp), methods in sorted(cells.items()):
+        print(f"\n#### {tier}, {poison:.0%} planted, topp {topp:g}\n\n| {' | '.join(NAMES)} |")
         print("|---" * len(NAMES) + "|")
-        by_method = defaultdict(dict)
-        for record in found:
-            by_method[record["method"]][record["seed"]] = record
-        for method, seeds in by_method.items():
-            print(line(method, seeds, by_method.get("random", {})))
+        for method, seeds in methods.items():
+            print(line(method, seeds, methods))
 
 
-def line(method: str, seeds: dict, random: dict) -> str:
-    """One row: mean [low, high] over the seeds; the paired difference in refusal."""
-    first, kept, refusal, over, utility, seconds = (spread(seeds, name) for name in COLUMNS)
-    shared = sorted(seeds.keys() & random.keys())
-    versus = "-"
-    if len(shared) > 1 and method != "random":
-        pairs = ([by[s]["refusal"] for s in shared] for by in (seeds, random))
-        gain = paired_bootstrap(*pairs)
-        versus = f"{gain.difference:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
-    cells = (method, len(seeds), first, kept, refusal, versus, over, utility, seconds)
-    return "| " + " | ".join(map(str, cells)) + " |"
+def line(method: str, seeds: dict, methods: dict) -> str:
+    """One row: mean [low, high] over the seeds; paired differences in refusal."""
+    cells = [method, str(len(seeds)), *(spread(seeds, name) for name in COLUMNS)]
+    cells += [gain(seeds, methods[name]) if method != name else "" for name in BASELINES]
+    cells += [f"{np.mean([record['seconds'] for record in seeds.values()]):.3g}"]
+    cells += [f"{next(iter(seeds.values()))['forward_equivalents']:g}"]
+    return "| " + " | ".join(cells) + " |"
+
+
+def gain(seeds: dict, baseline: dict) -> str:
+    """Mean difference in refusal over the seeds both have."""
+    shared = sorted(seeds.keys() & baseline.keys())
+    if len(shared) < 2:
+        return ""
+    found = paired_bootstrap(*([by[s]["refusal"] for s in shared] for by in (seeds, baseline)))
+    if found.low == found.high:
+        return f"{found.difference:+.2f}"
+    return f"{found.difference:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
 
 
 def spread(seeds: dict, name: str) -> str:
     """Mean with its bootstrap interval over the seeds."""
     values = [record[name] for record in seeds.values() if record[name] is not None]
     if not values:
-        return "-"
+        return ""
     if len(values) == 1 or np.ptp(values) == 0:
-        return f"{np.mean(values):.3g}"
+        return f"{np.mean(values):.4g}"
     found = bootstrap_ci(values)
     return f"{found.estimate:.3g} [{found.low:.3g}, {found.high:.3g}]"
