@@ -13,6 +13,7 @@ fuzzed, crashes mutated files, and those that ended in anything but a result or 
 
 import argparse
 import json
+import os
 import random
 import sys
 import tempfile
@@ -20,6 +21,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+# Processes that are killed leave semaphores behind; Python's tracker would say so after the JSON.
+os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
