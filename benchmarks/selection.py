@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from selection_methods import ARMS, World, load_world, select
-from selection_table import print_table
+from selection_table import print_summary, print_table
 
 from seal.assess.statistics import auroc
 from seal.demo import Plan, build, measure
@@ -103,7 +103,9 @@ def main() -> None:
     """Runs what is missing, record by record."""
     args = parse()
     if args.table:
-        print_table(json.loads(Path(args.table).read_text()))
+        records = json.loads(Path(args.table).read_text())
+        print_summary(records)
+        print_table(records)
         return
     torch.set_num_threads(args.threads)
     out = Path(args.out)

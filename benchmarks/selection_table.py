@@ -15,14 +15,47 @@ NAMES = (
 AGAIN = 1000  # added to the seed of a second draw of random rows
 
 
-def print_table(records: list[dict]) -> None:
-    """Prints one Markdown table for each tier, poison share and topp."""
+def by_cell(records: list[dict]) -> dict:
+    """(tier, poison, topp) -> method -> seed -> record; both draws of random are one method."""
     cells = defaultdict(lambda: defaultdict(dict))
     for record in records:
         again = record["method"] == "random_again"
         method = "random" if again else record["method"]
         cell = cells[record["tier"], record["poison"], record["asked_topp"]]
         cell[method][record["seed"] + AGAIN * again] = record
+    return cells
+
+
+def print_summary(records: list[dict], poison: float = 0.2, topp: float = 0.7) -> None:
+    """Prints one Markdown table, a tier a column: AUROC, unsafe rows kept, refusal; means."""
+    cells = by_cell(records)
+    tiers = [tier for tier, p, t in cells if (p, t) == (poison, topp)]
+    methods = list(dict.fromkeys(m for tier in tiers for m in cells[tier, poison, topp]))
+    print(f"| method | {' | '.join(tiers)} | CPU s |")
+    print("|---" * (len(tiers) + 2) + "|")
+    for method in methods:
+        found = [list(cells[tier, poison, topp][method].values()) for tier in tiers]
+        seconds = np.mean([record["seconds"] for seeds in found for record in seeds])
+        print(f"| {method} | {' | '.join(map(in_short, found))} | {seconds:.0f} |")
+
+
+def in_short(seeds: list[dict]) -> str:
+    """Means over the seeds of a cell, as one cell."""
+    if not seeds:
+        return ""
+    first = "" if seeds[0]["auroc"] is None else f"{mean(seeds, 'auroc'):.3f}, "
+    kept, refusal = mean(seeds, "unsafe_rows_kept"), mean(seeds, "refusal")
+    return f"{first}{kept:.0f}, {refusal:.0%}"
+
+
+def mean(seeds: list[dict], name: str) -> float:
+    """Mean of one figure over the seeds."""
+    return float(np.mean([record[name] for record in seeds]))
+
+
+def print_table(records: list[dict]) -> None:
+    """Prints one Markdown table for each tier, poison share and topp."""
+    cells = by_cell(records)
     for (tier, poison, topp), methods in sorted(cells.items()):
         print(f"\n#### {tier}, {poison:.0%} planted, topp {topp:g}\n\n| {' | '.join(NAMES)} |")
         print("|---" * len(NAMES) + "|")
