@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -117,7 +118,6 @@ class DeepspeedStrategy:
         if "RANK" not in os.environ and not torch.distributed.is_initialized():
             # Alone: no port to find, no rank that a child process would inherit. DeepSpeed would
             # ask mpi4py for them.
-            os.environ["LOCAL_RANK"] = "0"
             store = torch.distributed.HashStore()
             torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
         deepspeed.init_distributed(dist_backend=backend, timeout=self.timeout, verbose=False)
@@ -284,9 +284,10 @@ class DeepspeedStrategy:
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor) if factor else None
         if self._plain:
             optimizer.register_step_pre_hook(self._clip_before_step)
-        engine, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer, lr_scheduler=scheduler, config=self.ds_config()
-        )
+        with _local_rank_given():
+            engine, *_ = deepspeed.initialize(
+                model=model, optimizer=optimizer, lr_scheduler=scheduler, config=self.ds_config()
+            )
         # DeepSpeed 0.19.8 makes groups of its own with torch's default of half an hour.
         for group in dist.distributed_c10d._world.pg_map:
             dist.distributed_c10d._set_pg_timeout(self.timeout, group)
@@ -425,6 +426,18 @@ def _roll_call() -> list[int]:
     return [rank for rank in ranks if not store.check([f"failed/{rank}"])]
 
 
+@contextlib.contextmanager
+def _local_rank_given() -> Iterator[None]:
+    """DeepSpeed wants the launcher's variable; without a launcher no child process inherits it."""
+    alone = "LOCAL_RANK" not in os.environ
+    os.environ.setdefault("LOCAL_RANK", "0")
+    try:
+        yield
+    finally:
+        if alone:
+            del os.environ["LOCAL_RANK"]
+
+
 def leave() -> None:
     """Leaves the process group; its threads must be gone before the interpreter is."""
     if dist.is_initialized():
@@ -462,6 +475,8 @@ def _is_adapter(model: torch.nn.Module) -> bool:
 
 def _write_model(model, state: dict, tokenizer, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
+    for leftover in directory.glob(".saving-*"):  # of a run that was killed here
+        shutil.rmtree(leftover)
     with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as scratch:
         model.save_pretrained(scratch, state_dict=state)
         tokenizer.save_pretrained(scratch)

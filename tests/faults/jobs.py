@@ -121,7 +121,7 @@ def losses(job: Job, straight: Path, folder: Path) -> list[str]:
 
 
 def partial_outputs(folder: Path) -> list[str]:
-    """Files under a final name that do not read."""
+    """Files under a final name that do not read; what lies in a hidden folder has none yet."""
     broken = []
     for path in folder.glob("ckpt/*.parquet"):
         try:
@@ -129,6 +129,8 @@ def partial_outputs(folder: Path) -> list[str]:
         except InputError as error:
             broken.append(str(error))
     for path in folder.rglob("*.json"):
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue
         try:
             json.loads(path.read_text())
         except ValueError as error:
