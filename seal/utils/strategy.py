@@ -1,5 +1,6 @@
 """Ranks, engines and collectives: the only importer of deepspeed and torch.distributed."""
 
+import atexit
 import contextlib
 import logging
 import os
@@ -121,6 +122,7 @@ class DeepspeedStrategy:
             store = torch.distributed.HashStore()
             torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
         deepspeed.init_distributed(dist_backend=backend, timeout=self.timeout, verbose=False)
+        atexit.register(leave)
 
     def seed_everything(self) -> None:
         """Puts every random generator of this rank back to the start."""
