@@ -42,6 +42,7 @@ from step_measure import interleaved, load_average, matmul_peak, median_and_spre
 from step_world import SHAPES, Work, World, build_world
 
 from seal.provenance import commit, versions
+from seal.utils import entry
 from seal.utils.strategy import DeepspeedStrategy, Precision, Zero
 
 SCHEDULES = {"published": PublishedStep, "ours": OurStep, "gap": OurGapStep}
@@ -231,4 +232,4 @@ def parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    entry.run(main)

@@ -23,7 +23,7 @@ from seal.assess.generation import (
 )
 from seal.assess.prompts import read_prompts
 from seal.errors import InputError
-from seal.utils import cli
+from seal.utils import cli, entry
 
 
 def parser() -> cli.Parser:
@@ -140,4 +140,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    entry.run(main)

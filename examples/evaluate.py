@@ -32,7 +32,7 @@ from seal.assess.results import FORMAT, Results, arms_of, compare, write_results
 from seal.assess.verdicts import VerdictCache, write_verdicts
 from seal.errors import InputError
 from seal.provenance import commit, sha256_of_file, versions
-from seal.utils import cli
+from seal.utils import cli, entry
 
 CONFIDENCE = 0.95
 
@@ -296,4 +296,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    entry.run(main)

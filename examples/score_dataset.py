@@ -31,7 +31,7 @@ from seal.selection.scorers import (
 from seal.trainer.scoring import Parts, tune
 from seal.trainer.sft_trainer import SFTPlan
 from seal.trainer.step import RowLosses
-from seal.utils import cli
+from seal.utils import cli, entry
 from seal.utils.logger import NoLogger
 from seal.utils.schedule import schedule_factor
 from seal.utils.tokenizer import get_tokenizer
@@ -252,4 +252,4 @@ def describe(args, user, seconds: float, cost: float) -> dict:
 
 
 if __name__ == "__main__":
-    cli.run(lambda: score(cli.score_parser().parse_args()))
+    entry.run(lambda: score(cli.score_parser().parse_args()))

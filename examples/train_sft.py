@@ -21,7 +21,7 @@ from seal.selection.published import load_selection
 from seal.trainer.checkpoint import Checkpoints
 from seal.trainer.sft_trainer import SFTPlan, SFTTrainer
 from seal.trainer.step import RowLosses
-from seal.utils import cli
+from seal.utils import cli, entry
 from seal.utils.card import write_card
 from seal.utils.logger import last_metrics
 from seal.utils.schedule import schedule_factor
@@ -161,4 +161,4 @@ def describe(args, rows, selected) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(lambda: train(cli.sft_parser().parse_args()))
+    entry.run(lambda: train(cli.sft_parser().parse_args()))

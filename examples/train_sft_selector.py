@@ -23,7 +23,7 @@ from seal.trainer.checkpoint import Checkpoints
 from seal.trainer.evaluation import row_means
 from seal.trainer.selector_trainer import SelectorPlan, SelectorTrainer
 from seal.trainer.step import RowLosses
-from seal.utils import cli
+from seal.utils import cli, entry
 from seal.utils.card import write_card
 from seal.utils.logger import last_metrics
 from seal.utils.schedule import schedule_factor
@@ -205,4 +205,4 @@ def selector_columns(user, selector, score) -> dict:
 
 
 if __name__ == "__main__":
-    cli.run(lambda: train(cli.selector_parser().parse_args()))
+    entry.run(lambda: train(cli.selector_parser().parse_args()))

@@ -13,7 +13,7 @@ from trl import SFTConfig, SFTTrainer
 
 import seal
 from seal.datasets import load_rows
-from seal.utils import cli
+from seal.utils import cli, entry
 
 
 def parser() -> cli.Parser:
@@ -68,4 +68,4 @@ def as_pair(row: dict) -> dict:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    entry.run(main)

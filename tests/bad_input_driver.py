@@ -17,7 +17,7 @@ import train_sft
 import train_sft_selector
 
 from seal.errors import InputError, NonFiniteLoss
-from seal.utils import cli
+from seal.utils import cli, entry
 
 SCRIPTS = {
     "selector": (cli.selector_parser, train_sft_selector.train),
@@ -51,4 +51,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    entry.run(main)

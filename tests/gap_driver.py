@@ -28,6 +28,7 @@ from seal.models.actor import MAIN, TRACKER, load_actor
 from seal.models.selector import Selector
 from seal.trainer.selector_trainer import SelectorPlan, SelectorTrainer
 from seal.trainer.step import RowLosses
+from seal.utils import entry
 from seal.utils.strategy import Zero
 
 STAGES, CHECKPOINTING = (0, 2, 3), ("", "plain", "reentrant")
@@ -119,4 +120,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    entry.run(main)

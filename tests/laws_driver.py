@@ -24,6 +24,7 @@ from seal.trainer.checkpoint import Checkpoints
 from seal.trainer.selector_trainer import SelectorPlan, SelectorTrainer
 from seal.trainer.sft_trainer import SFTPlan, SFTTrainer
 from seal.trainer.step import RowLosses
+from seal.utils import entry
 from seal.utils.strategy import DeepspeedStrategy, Precision, Zero
 
 MAX_LEN = 24
@@ -265,4 +266,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    entry.run(main)

@@ -200,7 +200,7 @@ def run_script(monkeypatch, capsys, *flags):
     spec.loader.exec_module(script)
     monkeypatch.setattr("sys.argv", ["evaluate.py", *map(str, flags)])
     try:
-        script.cli.run(script.main)
+        script.entry.report(script.main)
         status = 0
     except SystemExit as left:
         status = left.code

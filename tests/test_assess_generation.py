@@ -318,7 +318,7 @@ def test_bad_input_is_one_line_and_status_2(model_dir, tmp_path, monkeypatch, ca
         ]:
             monkeypatch.setattr("sys.argv", ["batch_inference.py", *map(str, [*hf, *flags])])
             with pytest.raises(SystemExit) as left:
-                script.cli.run(script.main)
+                script.entry.report(script.main)
             err = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error:")]
             assert left.value.code == 2 and len(err) == 1 and match in err[0], err
     assert not (tmp_path / "a.json").exists()

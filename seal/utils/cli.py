@@ -1,30 +1,27 @@
 """Every flag of the training scripts, declared once, and what turns flags into settings."""
 
 import argparse
-import errno
 import hashlib
 import json
 import math
 import os
 import shlex
 import sys
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
-from seal.errors import InputError, NonFiniteLoss, Stopped
+from seal.errors import InputError
 from seal.files import atomic_path
 from seal.provenance import commit, model_fingerprint, versions
 from seal.utils.config import config_words
+from seal.utils.entry import fail
 from seal.utils.logger import Logger, NoLogger, WandbSettings
-from seal.utils.stopping import launching_words
 
 SECRET = "use_wandb"
 MODELS = ("pretrain", "safe_model", "rows_model")
-RANK_0_SECONDS = 30  # ranks may start that far apart on a busy machine
 T = TypeVar("T")
 AT_LEAST_ONE = (
     "logging_steps",
@@ -68,64 +65,6 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         """Reports a flag that does not parse."""
         fail(message)
-
-
-def fail(message: str) -> None:
-    """Prints `error: message` once and leaves with status 2 on every rank.
-
-    The launcher ends every rank as soon as one leaves, so the others wait until rank 0 has said it;
-    only where it does not fail in `RANK_0_SECONDS` does another rank speak.
-    """
-    rank = os.environ.get("RANK", "0")
-    if rank != "0":
-        time.sleep(RANK_0_SECONDS)
-        message = f"rank {rank}: {message}"
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    sys.exit(2)
-
-
-def run(main: Callable[[], None]) -> None:
-    """Runs an entry script: bad input ends it with one line and status 2, on every rank.
-
-    A run that was asked to stop ends with the command that goes on with it, and status 0.
-    """
-    from seal.utils.strategy import leave, lost_ranks
-
-    launcher = launching_words()  # asked now: the launcher may be gone when they are needed
-    try:
-        main()
-    except (InputError, NonFiniteLoss) as error:
-        fail(str(error))
-    except Stopped as stopped:
-        if os.environ.get("RANK", "0") == "0":
-            words = [word for word in sys.argv if not word.startswith("--local_rank")]
-            print(f"{stopped}; go on with: {shlex.join([*launcher, *words])} --load_checkpoint")
-    except Exception as error:
-        if disk_is_full(error):
-            fail(f"no room to write ({error}); what was whole before is whole still: make room")
-        lost = lost_ranks(error)
-        if not lost:
-            raise
-        give_up(lost, error)
-    leave()
-
-
-def disk_is_full(failure: Exception) -> bool:
-    """Whether a write failed for want of space; torch's writer does not say why it failed."""
-    if isinstance(failure, OSError):
-        return failure.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return "PytorchStreamWriter failed" in str(failure)
-
-
-def give_up(lost: list[int], failure: Exception) -> None:
-    """Ends a rank that has lost others: the first of those left says which; status 1."""
-    rank = int(os.environ.get("RANK", "0"))
-    if rank == min(set(range(len(lost) + 1)) - set(lost)):
-        who, reason = ", ".join(map(str, lost)), " ".join(str(failure).split())
-        print(f"error: no answer from rank {who}, gone or hanging: {reason}", file=sys.stderr)
-    sys.stderr.flush()
-    time.sleep(1 if rank == 0 else 0)  # it holds the store that the others still ask
-    os._exit(1)  # the process group is beyond an orderly end
 
 
 def share(word: str) -> float | str:

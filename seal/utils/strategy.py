@@ -1,6 +1,5 @@
 """Ranks, engines and collectives: the only importer of deepspeed and torch.distributed."""
 
-import atexit
 import contextlib
 import logging
 import os
@@ -122,7 +121,6 @@ class DeepspeedStrategy:
             store = torch.distributed.HashStore()
             torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
         deepspeed.init_distributed(dist_backend=backend, timeout=self.timeout, verbose=False)
-        atexit.register(leave)
 
     def seed_everything(self) -> None:
         """Puts every random generator of this rank back to the start."""
@@ -440,10 +438,12 @@ def _local_rank_given() -> Iterator[None]:
             del os.environ["LOCAL_RANK"]
 
 
-def leave() -> None:
-    """Leaves the process group; its threads must be gone before the interpreter is."""
-    if dist.is_initialized():
+def leave() -> bool:
+    """Leaves the process group; whether there was one."""
+    joined = dist.is_initialized()
+    if joined:
         dist.destroy_process_group()
+    return joined
 
 
 def _attempt(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:

@@ -1,0 +1,102 @@
+"""How an entry script ends: one line and status 2 for bad input, no hang, no abort at teardown."""
+
+import atexit
+import errno
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable
+
+from seal.errors import InputError, NonFiniteLoss, Stopped
+from seal.utils.stopping import launching_words
+
+RANK_0_SECONDS = 30  # ranks may start that far apart on a busy machine
+
+
+def fail(message: str) -> None:
+    """Prints `error: message` once and leaves with status 2 on every rank.
+
+    The launcher ends every rank as soon as one leaves, so the others wait until rank 0 has said it;
+    only where it does not fail in `RANK_0_SECONDS` does another rank speak.
+    """
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        time.sleep(RANK_0_SECONDS)
+        message = f"rank {rank}: {message}"
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs an entry script to the end of its process: bad input gives one line and status 2.
+
+    A run that was asked to stop ends with the command that goes on with it, and status 0.
+    """
+    try:
+        report(main)
+        status = 0
+    except SystemExit as left:
+        status = left.code or 0
+    finish(status)
+
+
+def report(main: Callable[[], None]) -> None:
+    """Runs `main`; what stopped it becomes a line for the user.
+
+    Raises:
+        SystemExit: 2 for bad input or no room to write.
+        Exception: any failure that is not the user's.
+    """
+    launcher = launching_words()  # asked now: the launcher may be gone when they are needed
+    try:
+        main()
+    except (InputError, NonFiniteLoss) as error:
+        fail(str(error))
+    except Stopped as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            words = [word for word in sys.argv if not word.startswith("--local_rank")]
+            print(f"{stopped}; go on with: {shlex.join([*launcher, *words])} --load_checkpoint")
+    except Exception as error:
+        if disk_is_full(error):
+            fail(f"no room to write ({error}); what was whole before is whole still: make room")
+        from seal.utils.strategy import lost_ranks
+
+        lost = lost_ranks(error)
+        if not lost:
+            raise
+        give_up(lost, error)
+
+
+def disk_is_full(failure: Exception) -> bool:
+    """Whether a write failed for want of space; torch's writer does not say why it failed."""
+    if isinstance(failure, OSError):
+        return failure.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return "PytorchStreamWriter failed" in str(failure)
+
+
+def give_up(lost: list[int], failure: Exception) -> None:
+    """Ends a rank that has lost others: the first of those left says which; status 1."""
+    rank = int(os.environ.get("RANK", "0"))
+    if rank == min(set(range(len(lost) + 1)) - set(lost)):
+        who, reason = ", ".join(map(str, lost)), " ".join(str(failure).split())
+        print(f"error: no answer from rank {who}, gone or hanging: {reason}", file=sys.stderr)
+    sys.stderr.flush()
+    time.sleep(1 if rank == 0 else 0)  # it holds the store that the others still ask
+    os._exit(1)  # the process group is beyond an orderly end
+
+
+def finish(status: int) -> None:
+    """Ends the process; after distributed work, without the interpreter's teardown.
+
+    DeepSpeed keeps references to a destroyed process group (ZeRO-3: one on every parameter), so the
+    group's worker threads live on. One that frees a tensor while the interpreter goes down aborts
+    the process, after its work is done (pytorch/pytorch pull request 179291).
+    """
+    strategy = sys.modules.get("seal.utils.strategy")  # not imported: no group was joined
+    if strategy is None or not strategy.leave():
+        sys.exit(status)
+    atexit._run_exitfuncs()  # wandb's and TensorBoard's last lines
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
