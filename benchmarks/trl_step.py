@@ -88,6 +88,7 @@ def run(
             logging_strategy="no",
             disable_tqdm=True,
             dataset_kwargs={"skip_prepare_dataset": True},
+            max_length=None,  # the rows are cut already
             **SETTINGS[name],
         )
         targets = ["q_proj", "v_proj"]
