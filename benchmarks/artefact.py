@@ -43,17 +43,7 @@ def measure(n: int) -> dict:
     columns["score"] = rng.standard_normal(n, np.float32)
     columns |= {"logit": columns["score"], "weight": np.exp(columns["score"])}
     columns |= {"visits": np.ones(n, np.int32), "loss": np.abs(columns["score"])}
-    meta = selection_meta(
-        method="random",
-        arguments={},
-        fingerprint="benchmark",
-        raw=n,
-        skipped={},
-        model=None,
-        tokenizer=None,
-        max_len=None,
-        seed=0,
-    )
+    meta = selection_meta(method="random", fingerprint="benchmark", raw=n)
     seconds, cpu = {}, 0.0
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "selector.parquet"

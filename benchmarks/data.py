@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from step_measure import load_average
-from step_world import TEMPLATE, _pairs, _synthetic, train_tokenizer
+from step_world import TEMPLATE, pairs, synthetic_rows, train_tokenizer
 from transformers import AutoTokenizer
 
 from seal.datasets import load_rows, tokenize_rows
@@ -57,11 +57,11 @@ def main() -> None:
 
 def make_rows(folder: Path, count: int) -> None:
     """Rows of the real rows' lengths, all different, and a tokenizer trained on them."""
-    pairs = list(_pairs(_synthetic(folder, "mix")))
-    train_tokenizer(text for pair in pairs for text in pair).save_pretrained(folder / "tokenizer")
+    texts = list(pairs(synthetic_rows(folder, "mix")))
+    train_tokenizer(text for pair in texts for text in pair).save_pretrained(folder / "tokenizer")
     with open(folder / "rows.jsonl", "w", encoding="utf-8") as out:
         for number in range(count):
-            prompt, response = pairs[number % len(pairs)]
+            prompt, response = texts[number % len(texts)]
             print(json.dumps({"prompt": f"{number} {prompt}", "response": response}), file=out)
 
 

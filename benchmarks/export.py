@@ -37,17 +37,7 @@ def make_data(folder: Path, n: int) -> None:
             ids.append(row_id([{"role": role, "content": text} for role, text in turns]))
     columns = {"id": ids, "occurrence": np.zeros(n, np.int32), "row": np.arange(n)}
     columns["score"] = np.random.default_rng(0).standard_normal(n)
-    meta = selection_meta(
-        method="random",
-        arguments={},
-        fingerprint="benchmark",
-        raw=n,
-        skipped={},
-        model=None,
-        tokenizer=None,
-        max_len=None,
-        seed=0,
-    )
+    meta = selection_meta(method="random", fingerprint="benchmark", raw=n)
     write_selection(folder / "mine.parquet", columns, meta)
 
 

@@ -125,7 +125,7 @@ def build_world(folder: Path, max_rows: int, work: Work, full_rows: bool = False
         full_rows: every row has max_len tokens, instead of the lengths of the real ones.
     """
     sources = [_source(folder, name, max_rows, full_rows) for name in ("safe", "mix")]
-    tokenizer = train_tokenizer(text for path in sources for pair in _pairs(path) for text in pair)
+    tokenizer = train_tokenizer(text for path in sources for pair in pairs(path) for text in pair)
     model = new_model(SHAPES[work.model], work, tokenizer)
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
@@ -133,8 +133,8 @@ def build_world(folder: Path, max_rows: int, work: Work, full_rows: bool = False
     for path in sources:
         loaded = load_rows(str(path), max_samples=max_rows)
         tokens = tokenize_rows(loaded, tokenizer, max_len=work.max_len, input_template=TEMPLATE)
-        pairs = list(_pairs(path))
-        texts += [pairs[row] for row in tokens.row_numbers]
+        found = list(pairs(path))
+        texts += [found[row] for row in tokens.row_numbers]
         tokenised.append(tokens)
     rows = concatenate(*tokenised)
     return World(str(folder / "model"), tokenizer, texts, rows, len(tokenised[0]))
@@ -183,7 +183,8 @@ def lora_targets(work: Work) -> list[str]:
     return LORA_TARGETS.get(work.model, ["q_proj", "v_proj"])
 
 
-def _pairs(path: Path) -> Iterator[tuple[str, str]]:
+def pairs(path: Path) -> Iterator[tuple[str, str]]:
+    """(prompt, response) of each row of a .jsonl.gz file."""
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         for row in map(json.loads, lines):
             yield row["prompt"], row["response"]
@@ -192,17 +193,18 @@ def _pairs(path: Path) -> Iterator[tuple[str, str]]:
 def _source(folder: Path, name: str, max_rows: int, full_rows: bool) -> Path:
     """The real rows, or where they are absent synthetic ones of the same lengths."""
     real = SHARED / f"{name}.jsonl.gz"
-    path = real if real.exists() else _synthetic(folder, name)
+    path = real if real.exists() else synthetic_rows(folder, name)
     if not full_rows:
         return path
     full = folder / f"full-{name}.jsonl.gz"
     with gzip.open(full, "wt", encoding="utf-8") as out:
-        for prompt, response in islice(_pairs(path), max_rows):
+        for prompt, response in islice(pairs(path), max_rows):
             print(json.dumps({"prompt": prompt, "response": f"{response} " * LONG}), file=out)
     return full
 
 
-def _synthetic(folder: Path, name: str) -> Path:
+def synthetic_rows(folder: Path, name: str) -> Path:
+    """A .jsonl.gz file of 10,000 rows with invented words and the lengths of the real ones."""
     path, generator = folder / f"{name}.jsonl.gz", random.Random(name)
     syllables = [a + b for a in "bdfgklmnprst" for b in ("a", "e", "i", "o", "u", "an", "er")]
     words = ["".join(generator.choices(syllables, k=generator.randint(1, 4))) for _ in range(9000)]

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from tiny import ARCHITECTURES, pack, random_rows, row_alone, tiny_model
+from tiny import ARCHITECTURES, pack, random_rows, row_alone, tiny_lora, tiny_model
 
 from seal.models.actor import Actor
 from seal.models.attention import VARLEN
@@ -39,14 +38,7 @@ def test_packed_rows_equal_rows_alone(architecture, attention):
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_checkpointing_and_frozen_base_change_no_gradient(use_reentrant):
     def run(checkpointing):
-        model = tiny_model("llama", attn_implementation=VARLEN)
-        torch.manual_seed(1)
-        config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"])
-        model = get_peft_model(model, config)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if "lora_B" in name:
-                    parameter.normal_(std=0.1)
+        model = tiny_lora(VARLEN)
         actor = Actor(model).train()
         if checkpointing:
             actor.enable_gradient_checkpointing(use_reentrant)

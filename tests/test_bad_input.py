@@ -37,8 +37,7 @@ def write_selector(path: Path, data: Path, **meta) -> None:
     """An artefact that scores every row of `data`."""
     rows = load_rows(str(data))
     columns = {name: rows[name][:] for name in ("id", "occurrence", "row")}
-    settings = dict(method="random", arguments={}, fingerprint="0", raw=len(rows), skipped={})
-    settings |= dict(model=None, tokenizer=None, max_len=None, seed=0)
+    settings = dict(method="random", fingerprint="0", raw=len(rows))
     score = np.random.default_rng(0).random(len(rows))
     write_selection(path, columns | {"score": score}, selection_meta(**settings | meta))
 

@@ -18,17 +18,7 @@ sys.path.insert(0, str(ROOT / "examples"))
 
 def selection(score, canary_score=None):
     n = len(score)
-    meta = selection_meta(
-        method="excess_loss",
-        arguments={},
-        fingerprint="0" * 32,
-        raw=n,
-        skipped={},
-        model=None,
-        tokenizer=None,
-        max_len=None,
-        seed=0,
-    )
+    meta = selection_meta(method="excess_loss", fingerprint="0" * 32, raw=n, seed=0)
     if canary_score is not None:
         meta["calibration"] = calibrate(score, canary_score, seed=0)
     columns = {"id": [f"{i:032x}" for i in range(n)], "occurrence": np.zeros(n, np.int32)}

@@ -100,16 +100,20 @@ def test_arguments_stay_in_the_entry_scripts():
     assert not holders
 
 
+def printed(code: str) -> str:
+    """What a fresh interpreter prints."""
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
 def test_reading_rows_loads_neither_torch_nor_transformers():
     code = (
         "import sys, seal.command.export, seal.selection.rows\n"
         "from seal.datasets import load_rows, read_raw, row_id\n"
         "print(sorted({'torch', 'transformers'} & set(sys.modules)))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"
+    assert printed(code) == "[]"
 
 
 def test_light_modules_load_nothing_heavy():
@@ -118,7 +122,4 @@ def test_light_modules_load_nothing_heavy():
         "heavy = {'deepspeed', 'wandb', 'flash_attn', 'tensorboard', 'vllm', 'openai'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"
+    assert printed(code) == "[]"

@@ -33,9 +33,7 @@ def world(tmp_path_factory):
         arguments={"max_len": 64, "pretrain": "not followed"},
         fingerprint="feed",
         raw=len(rows),
-        skipped={},
         model="not followed",
-        tokenizer=None,
         max_len=64,
         seed=0,
     )

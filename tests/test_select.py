@@ -28,17 +28,7 @@ def home(tmp_path_factory) -> Path:
     rows = load_rows(str(write_rows(folder / "user.jsonl", ROWS)))
     columns = {name: rows[name][:] for name in ("id", "occurrence", "row")}
     columns["score"] = np.random.default_rng(0).standard_normal(len(rows))
-    meta = selection_meta(
-        method="random",
-        arguments={},
-        fingerprint=rows._fingerprint,
-        raw=len(rows),
-        skipped={},
-        model=None,
-        tokenizer=None,
-        max_len=None,
-        seed=0,
-    )
+    meta = selection_meta(method="random", fingerprint=rows._fingerprint, raw=len(rows))
     write_selection(folder / "mine.parquet", columns, meta)
     return folder
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 from laws_driver import make_dataset
-from peft import LoraConfig, get_peft_model
-from tiny import random_rows, row_alone, tiny_model
+from tiny import random_rows, row_alone, tiny_lora, tiny_model
 
 from seal.models.actor import Actor
 from seal.models.attention import VARLEN
@@ -28,17 +27,7 @@ def strategy():
 
 def new_model(lora: bool, attention: str):
     """The same weights at every call."""
-    model = tiny_model("llama", attn_implementation=attention)
-    if not lora:
-        return model
-    torch.manual_seed(1)
-    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"])
-    model = get_peft_model(model, config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.1)
-    return model
+    return tiny_lora(attention) if lora else tiny_model("llama", attn_implementation=attention)
 
 
 class Packed:

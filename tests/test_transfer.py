@@ -28,14 +28,10 @@ def scored(rows):
     """A selector over the rows, with random scores."""
     meta = selection_meta(
         method="random",
-        arguments={},
         fingerprint=rows.fingerprint,
         raw=rows.raw,
         skipped=rows.skipped,
-        model=None,
-        tokenizer=None,
         max_len=MAX_LEN,
-        seed=0,
     )
     columns = {"id": rows.ids, "occurrence": rows.occurrences, "row": rows.row_numbers}
     score = np.random.default_rng(0).random(len(rows))

@@ -1,6 +1,7 @@
 """Tiny random models of every architecture the tests speak of, and packed streams by hand."""
 
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 SIZES = dict(
@@ -30,6 +31,19 @@ def tiny_model(architecture: str, seed: int = 0, **overrides) -> PreTrainedModel
     attention = settings.pop("attn_implementation", "eager")
     config = AutoConfig.for_model(architecture, **settings)
     return AutoModelForCausalLM.from_config(config, attn_implementation=attention).float()
+
+
+def tiny_lora(attention: str) -> PeftModel:
+    """A llama of `tiny_model` with an adapter that is not zero, the same at every call."""
+    model = tiny_model("llama", attn_implementation=attention)
+    torch.manual_seed(1)
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"])
+    model = get_peft_model(model, config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    return model
 
 
 def random_rows(lengths: list[int], seed: int = 0, vocabulary: int = 97) -> list[tuple]:

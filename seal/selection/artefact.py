@@ -97,29 +97,29 @@ class Selected(NamedTuple):
 def selection_meta(
     *,
     method: str,
-    arguments: Mapping,
     fingerprint: str,
     raw: int,
-    skipped: Mapping[str, int],
-    model: str | None,
-    tokenizer: str | None,
-    max_len: int | None,
-    seed: int | None,
+    arguments: Mapping | None = None,
+    skipped: Mapping[str, int] | None = None,
+    model: str | None = None,
+    tokenizer: str | None = None,
+    max_len: int | None = None,
+    seed: int | None = None,
 ) -> dict:
     """The metadata of an artefact; `write_selection` adds format, scored count, versions, commit.
 
     Args:
         method: one of METHODS.
-        arguments: every argument of the method, JSON values.
         fingerprint: of the dataset that was scored.
         raw: rows read, before any was skipped.
+        arguments: every argument of the method, JSON values.
         skipped: reason -> rows that got no score for it.
-        model, tokenizer, max_len (tokens), seed: None where the method has none.
+        model, tokenizer, max_len (tokens), seed: for a method that has them.
     """
-    dataset = {"fingerprint": fingerprint, "raw": int(raw), "skipped": dict(skipped)}
+    dataset = {"fingerprint": fingerprint, "raw": int(raw), "skipped": dict(skipped or {})}
     return {
         "method": method,
-        "arguments": dict(arguments),
+        "arguments": dict(arguments or {}),
         "dataset": dataset,
         "model": model,
         "tokenizer": tokenizer,

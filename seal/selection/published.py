@@ -86,10 +86,8 @@ def published_selection(
         fingerprint=rows._fingerprint,
         raw=len(rows),
         skipped={"published length filter": len(rows) - len(passed)},
-        model=None,
         tokenizer=tokenizer.name_or_path,
         max_len=max_len,
-        seed=None,
     )
     return make_selection(columns, meta)
 

@@ -192,6 +192,7 @@ def _sums_agree(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as file:
             return file.testzip() is None
+    # A header with a flipped bit may claim encryption, an unknown compression, a place outside.
     except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError, RuntimeError):
         return False
 

@@ -1,5 +1,6 @@
 """When a run is asked to stop: by a signal, or by the end of the launcher that watches over it."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import psutil
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last is SLURM's usual warning
+# Words of a launcher's command line.
 LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run"}
 
 
@@ -21,12 +23,13 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     """
     received = []
     above = launchers()
+    parents = _parents(len(above))
     before = {
         number: signal.signal(number, lambda number, _: received.append(number))
         for number in SIGNALS
     }
     try:
-        yield lambda: bool(received) or launchers() != above
+        yield lambda: bool(received) or _parents(len(above)) != parents
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -35,6 +38,24 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 def launchers() -> list[psutil.Process]:
     """The launchers above this process, nearest first: torchrun, or the two of DeepSpeed."""
     return list(takewhile(_launches, psutil.Process().parents()))
+
+
+def _parents(n: int) -> list[int]:
+    """Process ids of the n nearest ancestors; where one ends, init or a subreaper takes its place.
+
+    It is asked at every step: command lines, as in `launchers`, would take ten times as long.
+    """
+    found = [os.getppid()][:n]
+    while len(found) < n and found[-1]:
+        found.append(_parent(found[-1]))
+    return found
+
+
+def _parent(pid: int) -> int:
+    try:
+        return psutil.Process(pid).ppid()
+    except psutil.NoSuchProcess:
+        return 0
 
 
 def launching_words() -> list[str]:

@@ -59,8 +59,7 @@ def seeds(folder: Path) -> tuple[dict[str, bytes], dict[str, bytes]]:
         "row": np.arange(count),
         "score": np.linspace(-1, 1, count),
     }
-    known = dict(method="random", arguments={}, fingerprint="0", raw=count, skipped={}, seed=0)
-    meta = selection_meta(**known, model=None, tokenizer=None, max_len=None)
+    meta = selection_meta(method="random", fingerprint="0", raw=count)
     write_selection(folder / "seed.parquet", columns, meta)
     torch.save(torch.linspace(-1, 1, count), folder / "seed.pt")
     artefacts = {name: (folder / name).read_bytes() for name in ("seed.parquet", "seed.pt")}

@@ -18,16 +18,21 @@ from warm import WarmRun
 YEARS = 30 * 365 * 86400
 
 
+def refused(job: Job, root: Path, folder: Path, file: Path) -> str | None:
+    """Resuming must refuse the checkpoint by the name of `file`; the checkpoint is removed then."""
+    done = deepspeed(job.script, *job.words(root), "--load_checkpoint", cwd=folder)
+    if done.status != 2 or len(done.errors) != 1 or file.name not in done.errors[0]:
+        return f"status {done.status}: {done.errors}"
+    shutil.rmtree(file.parent)
+    return None
+
+
 def truncated_checkpoint(job: Job, root: Path, folder: Path) -> str | None:
     """The newest checkpoint is cut short: refused in one line that names the file."""
     newest = max(folder.glob("snapshots/step_*"), key=lambda path: int(path.name[5:]))
     file = newest / "engine_0.0.pt"
     os.truncate(file, file.stat().st_size // 2)
-    done = deepspeed(job.script, *job.words(root), "--load_checkpoint", cwd=folder)
-    if done.status != 2 or len(done.errors) != 1 or str(file.name) not in done.errors[0]:
-        return f"status {done.status}: {done.errors}"
-    shutil.rmtree(newest)
-    return None
+    return refused(job, root, folder, file)
 
 
 def flipped_bit(job: Job, root: Path, folder: Path) -> str | None:
@@ -37,11 +42,7 @@ def flipped_bit(job: Job, root: Path, folder: Path) -> str | None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    done = deepspeed(job.script, *job.words(root), "--load_checkpoint", cwd=folder)
-    if done.status != 2 or len(done.errors) != 1 or str(file.name) not in done.errors[0]:
-        return f"status {done.status}: {done.errors}"
-    shutil.rmtree(newest)
-    return None
+    return refused(job, root, folder, file)
 
 
 def code_in_a_checkpoint(job: Job, root: Path, folder: Path) -> str | None:
