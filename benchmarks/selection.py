@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from selection_methods import ARMS, World, load_world, select
-from selection_table import print_summary, print_table
+from selection_table import print_summaries, print_table
 
 from seal.assess.statistics import auroc
 from seal.demo import Plan, build, measure
@@ -104,7 +104,7 @@ def main() -> None:
     args = parse()
     if args.table:
         records = json.loads(Path(args.table).read_text())
-        print_summary(records)
+        print_summaries(records)
         print_table(records)
         return
     torch.set_num_threads(args.threads)
@@ -152,7 +152,7 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     if args.quick:
         args.seeds, args.tiers, args.rows = 1, ["hard"], 1000
-        args.methods = ["all", "random", "published", "excess_loss", "oracle"]
+        args.methods = ["all", "random", "published", "relative_excess", "oracle"]
         args.out = str(Path(args.work) / "quick.json")
         args.work += "/quick"
     return args

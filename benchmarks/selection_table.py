@@ -1,6 +1,6 @@
 """The table of benchmarks/selection.py: means with 95 % intervals, paired with two baselines."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import numpy as np
 
@@ -26,15 +26,25 @@ def by_cell(records: list[dict]) -> dict:
     return cells
 
 
-def print_summary(records: list[dict], poison: float = 0.2, topp: float = 0.7) -> None:
-    """Prints one Markdown table, a tier a column: AUROC, unsafe rows kept, refusal; means."""
+def print_summaries(records: list[dict]) -> None:
+    """Prints three short tables: by tier, by planted share, and by tier at the knife's edge."""
     cells = by_cell(records)
-    tiers = [tier for tier, p, t in cells if (p, t) == (poison, topp)]
-    methods = list(dict.fromkeys(m for tier in tiers for m in cells[tier, poison, topp]))
-    print(f"| method | {' | '.join(tiers)} | CPU s |")
-    print("|---" * (len(tiers) + 2) + "|")
+    print_summary(cells, {c[0]: c for c in cells if c[1:] == (0.2, 0.7)})
+    shares = sorted(c for c in cells if (c[0], c[2]) == ("hard", 0.7))
+    print_summary(cells, {f"{share:.0%} planted": (t, share, p) for t, share, p in shares})
+    print_summary(cells, {c[0]: c for c in cells if c[1:] == (0.2, 0.8)})
+
+
+def print_summary(cells: dict, columns: dict[str, tuple]) -> None:
+    """Prints one Markdown table, a cell a column: AUROC, unsafe rows kept, refusal; means.
+
+    A method that stands in one column only is left to the long tables.
+    """
+    found = Counter(method for cell in columns.values() for method in cells[cell])
+    methods = [method for method, times in found.items() if times > 1]
+    print(f"\n| method | {' | '.join(columns)} | CPU s |\n" + "|---" * (len(columns) + 2) + "|")
     for method in methods:
-        found = [list(cells[tier, poison, topp][method].values()) for tier in tiers]
+        found = [list(cells[cell][method].values()) for cell in columns.values()]
         seconds = np.mean([record["seconds"] for seeds in found for record in seeds])
         print(f"| {method} | {' | '.join(map(in_short, found))} | {seconds:.0f} |")
 
