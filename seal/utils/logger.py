@@ -8,6 +8,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from seal.errors import InputError
 from seal.files import atomic_path
 
 
@@ -31,6 +32,9 @@ class Logger:
         first_step: steps done before (a resumed run).
         wandb: None for no wandb.
         tensorboard: write event files to run_dir/tensorboard.
+
+    Raises:
+        InputError: wandb has no key, or is not reached.
     """
 
     def __init__(
@@ -118,11 +122,17 @@ def _open_metrics(path: Path, first_step: int) -> TextIO:
 def _start_wandb(settings: WandbSettings, run_dir: Path, config: dict):
     import wandb
 
-    return wandb.init(
-        entity=settings.org,
-        project=settings.project,
-        group=settings.group,
-        name=settings.run_name,
-        config=config,
-        dir=str(run_dir),
-    )
+    try:
+        return wandb.init(
+            entity=settings.org,
+            project=settings.project,
+            group=settings.group,
+            name=settings.run_name,
+            config=config,
+            dir=str(run_dir),
+        )
+    except wandb.errors.Error as error:
+        raise InputError(
+            f"wandb does not start ({str(error).splitlines()[0]}); run `wandb login`, set "
+            "WANDB_API_KEY or WANDB_MODE=offline, or leave out --use_wandb"
+        ) from error
