@@ -1,15 +1,18 @@
 """Files that are either whole or absent, and outputs that one run at a time may write."""
 
+import errno
 import fcntl
 import os
 import pickle
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from seal.errors import InputError
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -37,6 +40,53 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     except BaseException:
         tmp.unlink(missing_ok=True)
         raise
+
+
+def no_room(failure: BaseException | None) -> InputError | None:
+    """What to tell the user where a write failed for want of space; None for anything else."""
+    number = failure.errno if isinstance(failure, OSError) else None
+    # safetensors gives the number in its text only
+    if number in NO_ROOM or any(f"(os error {code})" in str(failure) for code in NO_ROOM):
+        return InputError(
+            f"no room to write ({failure}); what was whole before is whole still: make room"
+        )
+    return None
+
+
+def save_tensors(content: dict, path: str | os.PathLike) -> None:
+    """Writes a .pt file of plain tensors and numbers.
+
+    Raises:
+        OSError: it cannot be written, for the reason it gives; torch alone does not tell.
+    """
+    import torch
+
+    with open(path, "wb") as file:
+        noted = _Noted(file)
+        try:
+            torch.save(content, noted)
+        except RuntimeError as error:
+            raise noted.failure or error from None
+
+
+class _Noted:
+    """A file for torch to write to, which keeps what made a write fail."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.failure = file, None
+
+    def write(self, data: bytes) -> int:
+        return self._noting(self.file.write, data)
+
+    def flush(self) -> None:
+        self._noting(self.file.flush)
+
+    def _noting(self, work: Callable, *given: bytes):
+        try:
+            return work(*given)
+        except OSError as error:
+            self.failure = error
+            raise
 
 
 def load_tensors(path: str | os.PathLike) -> dict:

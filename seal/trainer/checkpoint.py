@@ -9,10 +9,8 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from seal.errors import InputError
-from seal.files import load_tensors
+from seal.files import load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from seal.utils.strategy import DeepspeedStrategy
@@ -84,8 +82,8 @@ class Checkpoints:
         self.strategy.on_rank_0(lambda: _fresh(partial))
         for number, engine in enumerate(self.engines):
             self.strategy.save_engine(engine, partial, f"engine_{number}")
-        torch.save(self.strategy.rng_state(), partial / f"rng_rank_{self.strategy.rank}.pt")
-        self.strategy.barrier()
+        path = partial / f"rng_rank_{self.strategy.rank}.pt"
+        self.strategy.on_all_ranks(lambda: save_tensors(self.strategy.rng_state(), path))
         self.strategy.on_rank_0(lambda: self._complete(partial, step, state))
 
     def load(self, which: str) -> tuple[int, dict]:
@@ -121,7 +119,7 @@ class Checkpoints:
         return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
     def _complete(self, partial: Path, step: int, state: dict) -> None:
-        torch.save(state, partial / "trainer.pt")
+        save_tensors(state, partial / "trainer.pt")
         manifest = {
             "format": FORMAT,
             "step": step,

@@ -1,7 +1,6 @@
 """How an entry script ends: one line and status 2 for bad input, no hang, no abort at teardown."""
 
 import atexit
-import errno
 import os
 import shlex
 import sys
@@ -9,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from seal.errors import InputError, NonFiniteLoss, Stopped
+from seal.files import no_room
 from seal.utils.stopping import launching_words
 
 RANK_0_SECONDS = 30  # ranks may start that far apart on a busy machine
@@ -58,21 +58,14 @@ def report(main: Callable[[], None]) -> None:
             words = [word for word in sys.argv if not word.startswith("--local_rank")]
             print(f"{stopped}; go on with: {shlex.join([*launcher, *words])} --load_checkpoint")
     except Exception as error:
-        if disk_is_full(error):
-            fail(f"no room to write ({error}); what was whole before is whole still: make room")
+        if told := no_room(error):
+            fail(str(told))
         from seal.utils.strategy import lost_ranks
 
         lost = lost_ranks(error)
         if not lost:
             raise
         give_up(lost, error)
-
-
-def disk_is_full(failure: Exception) -> bool:
-    """Whether a write failed for want of space; torch's writer does not say why it failed."""
-    if isinstance(failure, OSError):
-        return failure.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return "PytorchStreamWriter failed" in str(failure)
 
 
 def give_up(lost: list[int], failure: Exception) -> None:

@@ -23,7 +23,7 @@ import torch
 import transformers
 
 from seal.errors import InputError
-from seal.files import atomic_path, claim, load_tensors
+from seal.files import atomic_path, claim, load_tensors, no_room, save_tensors
 from seal.utils import engine_state
 from seal.utils.stopping import stop_requests
 
@@ -185,6 +185,7 @@ class DeepspeedStrategy:
 
     def agree(self, failure: BaseException | None) -> None:
         """Raises on every rank when any rank failed, so that none is left waiting."""
+        failure = no_room(failure) or failure
         own = None if failure is None else (isinstance(failure, InputError), str(failure))
         failures = [found for found in self.all_gather_object(own) if found is not None]
         if failure is not None:
@@ -192,6 +193,12 @@ class DeepspeedStrategy:
         if failures:
             foreseen, message = failures[0]
             raise InputError(message) if foreseen else RuntimeError(message)
+
+    def on_all_ranks(self, work: Callable[[], T]) -> T:
+        """Runs `work` on every rank; the failure of any is raised on all."""
+        result, failure = _attempt(work)
+        self.agree(failure)
+        return result
 
     def on_rank_0(self, work: Callable[[], T]) -> T | None:
         """Runs `work` on rank 0 alone while the others wait; its failure is raised everywhere."""
@@ -363,7 +370,8 @@ class DeepspeedStrategy:
             "rates": engine_state.rates(engine, self._layout),
             "schedule": schedule,
         }
-        torch.save(content, directory / f"{name}.{self.rank}.pt")
+        path = directory / f"{name}.{self.rank}.pt"
+        self.on_all_ranks(lambda: save_tensors(content, path))
 
     def load_engine(self, engine: deepspeed.DeepSpeedEngine, directory: Path, name: str) -> None:
         """Restores what `save_engine` wrote on any number of ranks under any ZeRO stage.

@@ -15,6 +15,13 @@ from kills import END_SECONDS
 from launch import deepspeed, kill, run, start
 from warm import WarmRun
 
+# Runs a command with directory $1 on a tmpfs of $2 bytes; what is there then is copied to after/.
+IN_TMPFS = """
+directory=$1 size=$2; shift 2
+cp -r "$directory" after && mount -t tmpfs -o size="$size" tmpfs "$directory" &&
+    cp -r after/. "$directory" && rm -r after && "$@"
+status=$?; cp -r "$directory" after; exit $status
+"""
 YEARS = 30 * 365 * 86400
 
 
@@ -71,6 +78,31 @@ def full_disk(job: Job, root: Path, folder: Path) -> str | None:
     return None
 
 
+def full_tmpfs(job: Job, root: Path, folder: Path) -> str | None:
+    """The checkpoints, then the model, go to a file system with room for a part of one only."""
+    if os.geteuid():
+        print("full_tmpfs: left out, only root can mount", flush=True)
+        return None
+    held = sum(path.stat().st_size for path in folder.glob("snapshots/*/*"))  # two checkpoints
+    for name, size in (("snapshots", held * 5 // 4), ("tuned", 64 * 1024)):
+        before = whole_files(folder / name)
+        words = ["unshare", "--mount", "bash", "-c", IN_TMPFS, "small", name, size]
+        done = run([*words, *job.command(root), "--load_checkpoint"], cwd=folder)
+        if done.status == 0 or len(done.errors) != 1 or "no room" not in done.errors[0]:
+            return f"{name}: status {done.status}: {done.errors or done.output[-500:]}"
+        if (after := whole_files(folder / "after")) != before:
+            return f"{name}: {before} -> {after}"
+        shutil.copytree(folder / "after", folder / name, dirs_exist_ok=True)  # as a disk would
+        shutil.rmtree(folder / "after")
+    return None
+
+
+def whole_files(directory: Path) -> set[str]:
+    """What stands for a whole checkpoint or model below a directory."""
+    kinds = ("manifest.json", "*.safetensors")
+    return {str(path.relative_to(directory)) for kind in kinds for path in directory.rglob(kind)}
+
+
 def clock_jump(job: Job, root: Path, folder: Path) -> str | None:
     """Half of the files are dated thirty years ahead, the other half thirty years back."""
     for number, path in enumerate(sorted(folder.rglob("*"))):
@@ -123,6 +155,7 @@ FAULTS = (
     flipped_bit,
     code_in_a_checkpoint,
     full_disk,
+    full_tmpfs,
     clock_jump,
     second_run,
     hanging_rank,
