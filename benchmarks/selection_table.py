@@ -76,7 +76,7 @@ def print_table(records: list[dict]) -> None:
 def line(method: str, seeds: dict, methods: dict) -> str:
     """One row: mean [low, high] over the seeds; paired differences in refusal."""
     cells = [method, str(len(seeds)), *(spread(seeds, name) for name in COLUMNS)]
-    cells += [gain(seeds, methods[name]) if method != name else "" for name in BASELINES]
+    cells += [gain(seeds, methods.get(name, {})) if method != name else "" for name in BASELINES]
     cells += [f"{np.mean([record['seconds'] for record in seeds.values()]):.3g}"]
     cells += [f"{next(iter(seeds.values()))['forward_equivalents']:g}"]
     return "| " + " | ".join(cells) + " |"
