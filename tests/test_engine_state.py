@@ -1,5 +1,7 @@
 """An engine's state survives a file under every ZeRO stage and precision, and damage is noticed."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,13 @@ from seal.utils.strategy import DeepspeedStrategy, Precision, Zero
 
 ROWS = random_rows([24, 3, 17, 9], seed=4)
 SHARE = torch.full((len(ROWS),), 0.05)
+
+
+@pytest.fixture
+def own_environment():
+    """LOCAL_RANK, which ZeRO-3 keeps when it runs alone, does not outlive the test."""
+    yield
+    os.environ.pop("LOCAL_RANK", None)
 
 
 def engine_of(strategy):
@@ -38,7 +47,7 @@ def steps(strategy, engine, count: int) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("stage", range(4))
-def test_a_fresh_engine_goes_on_bit_for_bit(tmp_path, stage, bf16):
+def test_a_fresh_engine_goes_on_bit_for_bit(own_environment, tmp_path, stage, bf16):
     strategy = DeepspeedStrategy(Zero(stage), Precision(bf16))
     strategy.setup_distributed()
     engine = engine_of(strategy)

@@ -9,6 +9,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+from launch import ROOT, python
 from tiny_world import make_model, make_rows, write_rows
 from transformers import AutoModelForCausalLM
 
@@ -17,7 +18,6 @@ from seal.datasets import load_rows
 from seal.errors import InputError
 from seal.selection.artefact import kept_mask, read_selection, selection_meta, write_selection
 
-ROOT = Path(__file__).resolve().parents[1]
 ROWS = [*make_rows(40), *make_rows(3)]  # the last three are copies of the first
 
 
@@ -106,12 +106,12 @@ def test_import_seal_loads_nothing():
 @pytest.mark.slow
 def test_trl_trains_on_the_selection(home, tmp_path):
     model = make_model(tmp_path / "model")
-    command = [sys.executable, ROOT / "examples/trl_on_selection.py", "--pretrain", model]
-    command += ["--dataset", home / "user.jsonl", "--selector_path", home / "mine.parquet"]
-    command += ["--topp", "0.5", "--save_path", tmp_path / "out", "--learning_rate", "1e-3"]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert f"kept {len(kept(home))} of 43 rows at topp 0.5" in done.stdout
+    words = ["--pretrain", model, "--dataset", home / "user.jsonl"]
+    words += ["--selector_path", home / "mine.parquet", "--topp", "0.5"]
+    words += ["--save_path", tmp_path / "out", "--learning_rate", "1e-3"]
+    done = python(ROOT / "examples/trl_on_selection.py", *words)
+    assert done.status == 0, done.output[-2000:]
+    assert f"kept {len(kept(home))} of 43 rows at topp 0.5" in done.output
     before, after = map(AutoModelForCausalLM.from_pretrained, (model, tmp_path / "out"))
     moved = [(a != b).any() for a, b in zip(before.parameters(), after.parameters(), strict=True)]
     assert all(moved)

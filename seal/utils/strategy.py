@@ -120,7 +120,8 @@ class DeepspeedStrategy:
             # ask mpi4py for them.
             store = torch.distributed.HashStore()
             torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
-            os.environ.setdefault("LOCAL_RANK", "0")  # ZeRO-3 reads it in its first steps
+        if self.zero.stage == 3:  # reads it while a model loads, and in the first steps
+            os.environ.setdefault("LOCAL_RANK", str(self.local_rank))
         deepspeed.init_distributed(dist_backend=backend, timeout=self.timeout, verbose=False)
 
     def seed_everything(self) -> None:
@@ -292,9 +293,10 @@ class DeepspeedStrategy:
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor) if factor else None
         if self._plain:
             optimizer.register_step_pre_hook(self._clip_before_step)
-        engine, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer, lr_scheduler=scheduler, config=self.ds_config()
-        )
+        with _local_rank_given():
+            engine, *_ = deepspeed.initialize(
+                model=model, optimizer=optimizer, lr_scheduler=scheduler, config=self.ds_config()
+            )
         # DeepSpeed 0.19.8 makes groups of its own with torch's default of half an hour.
         for group in dist.distributed_c10d._world.pg_map:
             dist.distributed_c10d._set_pg_timeout(self.timeout, group)
@@ -432,6 +434,18 @@ def _roll_call() -> list[int]:
     store.set(f"failed/{dist.get_rank()}", "")
     time.sleep(ROLL_CALL_SECONDS)
     return [rank for rank in ranks if not store.check([f"failed/{rank}"])]
+
+
+@contextlib.contextmanager
+def _local_rank_given() -> Iterator[None]:
+    """DeepSpeed wants the launcher's variable; a child that inherits it looks for a group."""
+    alone = "LOCAL_RANK" not in os.environ
+    os.environ.setdefault("LOCAL_RANK", "0")
+    try:
+        yield
+    finally:
+        if alone:
+            del os.environ["LOCAL_RANK"]
 
 
 def leave() -> bool:
