@@ -171,6 +171,7 @@ def _is_unicode(record: dict) -> bool:
 def _column(values: list) -> pa.Array:
     try:
         return pa.array(values)
+    # Values of several types, nested ones of several forms, whole numbers beyond 64 bits.
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
         return _as_json(values)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last is SLURM's usual warning
-# Words of a launcher's command line.
+# Words of a launcher's command line; neither package is imported here.
 LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run"}
 
 
