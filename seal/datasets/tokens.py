@@ -1,11 +1,14 @@
 """A batch of conversations to tokens: the pure function behind `tokenize_rows`."""
 
 import json
+from bisect import bisect_left, bisect_right
+from itertools import chain
 from typing import NamedTuple
 
 import datasets
 import numpy as np
 import pyarrow as pa
+from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
 from seal.datasets.cache import fingerprint
@@ -78,8 +81,8 @@ def check(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
 class _Row(NamedTuple):
     """One tokenised row; no tokens where `skip` is a reason."""
 
-    input_ids: np.ndarray  # int32 [n]
-    supervised: np.ndarray  # bool [n]
+    input_ids: list[int]
+    learned: list[tuple[int, int]]  # ranges of tokens; one may reach beyond the last
     skip: int
     truncated: bool
 
@@ -97,21 +100,19 @@ def tokenize(
     encoded = tokenizer(
         [text.text for text, _ in texts],
         add_special_tokens=False,
-        return_offsets_mapping=True,
         return_attention_mask=False,
         return_token_type_ids=False,
         verbose=False,
     )
     ends = ([], []) if plan.apply_chat_template else _ends(tokenizer)
     rows = [
-        _row(ids, offsets, text.spans, skip, plan, ends)
-        for ids, offsets, (text, skip) in zip(
-            encoded["input_ids"], encoded["offset_mapping"], texts, strict=True
+        _row(ids, encoding, text.spans, skip, plan, ends)
+        for ids, encoding, (text, skip) in zip(
+            encoded["input_ids"], encoded.encodings, texts, strict=True
         )
     ]
     columns = {
-        "input_ids": _lists([row.input_ids for row in rows]),
-        "supervised": _lists([row.supervised for row in rows]),
+        **_token_columns(rows),
         **{name: batch[name] for name in ("id", "occurrence", "row")},
         "skip": pa.array([row.skip for row in rows], pa.int8()),
         "truncated": pa.array([row.truncated for row in rows], pa.bool_()),
@@ -149,45 +150,61 @@ def _ends(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
 
 def _row(
     ids: list[int],
-    offsets: list[tuple[int, int]],
+    encoding: Encoding,
     spans: list[tuple[int, int]],
     skip: int,
     plan: Plan,
     ends: tuple[list[int], list[int]],
 ) -> _Row:
-    nothing = _Row(np.empty(0, np.int32), np.empty(0, bool), skip, False)
+    nothing = _Row([], [], skip, False)
     if skip != KEPT:
         return nothing
     begin, end = ends
-    tokens = np.array(begin + ids + end, dtype=np.int32)
-    touched = _touched(offsets, spans)
-    learned = np.concatenate((np.zeros(len(begin), bool), touched, np.ones(len(end), bool)))
-    learned |= plan.pretrain_mode
-    if not touched.any() or not learned[1:].any():
+    tokens = begin + ids + end
+    learned = [_touched(encoding, span, shift=len(begin)) for span in spans]
+    learned = [(start, stop) for start, stop in learned if start < stop]
+    if not learned or len(tokens) < 2:
         return nothing._replace(skip=SKIPS.index("no response token"))
-    prompt = int(np.argmax(learned))  # tokens before the first that is learned
-    if prompt >= plan.max_len - 2:
+    if plan.pretrain_mode:
+        learned = [(0, len(tokens))]
+    elif end:
+        learned.append((len(tokens) - 1, len(tokens)))
+    elif learned[-1][1] < 2:  # nothing stands before the only token to learn
+        return nothing._replace(skip=SKIPS.index("no response token"))
+    if learned[0][0] >= plan.max_len - 2:
         return nothing._replace(skip=SKIPS.index("prompt too long"))
-    kept = slice(plan.max_len)
-    return _Row(tokens[kept], learned[kept], KEPT, len(tokens) > plan.max_len)
+    return _Row(tokens[: plan.max_len], learned, KEPT, len(tokens) > plan.max_len)
 
 
-def _touched(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> np.ndarray:
-    """bool [n]: which tokens hold a character of a span.
+def _touched(encoding: Encoding, span: tuple[int, int], shift: int) -> tuple[int, int]:
+    """The range of tokens that hold a character of a span, moved by `shift`.
 
     A token across a seam (byte-level BPE joins the space that ends a template to the first word of
     the answer) belongs to the answer. Byte-level tokenizers cut the spaces off their offsets, which
     leaves nothing of a token of spaces: it is taken to start where the one before it stops.
     """
-    starts, stops = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
-    before = np.concatenate(([0], np.maximum.accumulate(stops)[:-1]))[: len(stops)]
-    starts = np.where(starts == stops, np.minimum(before, starts), starts)
-    touched = np.zeros(len(starts), dtype=bool)
-    for start, stop in spans:
-        touched |= (starts < stop) & (stops > start)
-    return touched
+
+    def start(token: int) -> int:
+        first, last = encoding.token_to_chars(token)
+        return min(first, stop(token - 1)) if first == last and token else first
+
+    def stop(token: int) -> int:
+        return encoding.token_to_chars(token)[1]
+
+    tokens = range(len(encoding))
+    touched = bisect_right(tokens, span[0], key=stop), bisect_left(tokens, span[1], key=start)
+    return touched[0] + shift, touched[1] + shift
 
 
-def _lists(arrays: list[np.ndarray]) -> pa.ListArray:
-    offsets = np.concatenate(([0], np.cumsum([len(array) for array in arrays])))
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(np.concatenate(arrays)))
+def _token_columns(rows: list[_Row]) -> dict[str, pa.ListArray]:
+    """The rows' tokens, and which of them are learned, end to end."""
+    offsets = np.cumsum([0, *(len(row.input_ids) for row in rows)])
+    learned = np.zeros(offsets[-1], dtype=bool)
+    for row, first, last in zip(rows, offsets, offsets[1:], strict=False):
+        for start, stop in row.learned:
+            learned[first:last][start:stop] = True
+    ids = np.fromiter(chain.from_iterable(row.input_ids for row in rows), np.int32, offsets[-1])
+    return {
+        name: pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values))
+        for name, values in (("input_ids", ids), ("supervised", learned))
+    }
