@@ -40,6 +40,8 @@ TIERS = {
     "hard": {"tier": "hard"},
     "implicit": {"tier": "implicit"},
     "noisy": {"tier": "hard", "noisy": 0.05},
+    "few": {"tier": "hard", "safe_rows": 100},
+    "fewest": {"tier": "hard", "safe_rows": 30},
 }
 
 
