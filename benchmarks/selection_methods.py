@@ -48,7 +48,6 @@ ARMS = (
     "relative_excess",
     "relative_excess_in_sample",
     "relative_excess_auto",
-    "relative_excess_equal_steps",
     "published",
     "published_1_epoch",
     "penalty",
@@ -161,18 +160,18 @@ def relative_excess_auto(world: World) -> Choice:
     return Choice(own, topp, 0, sum(c for _, c in spent), sum(s for s, _ in spent))
 
 
-def tuned_loss(world: World, name: str, rows: SFTDataset, epochs: int = 1) -> np.ndarray:
-    """Loss of the user's rows under the aligned model after so many epochs on `rows`."""
+def tuned_loss(world: World, name: str, rows: SFTDataset) -> np.ndarray:
+    """Loss of the user's rows under the aligned model after one epoch on `rows`."""
 
     def work():
-        engine = world.engine(epochs * -(-len(rows) // world.batch))
-        tune(world.over(engine, rows), SFTPlan(epochs, world.batch, world.seed), NoLogger())
+        engine = world.engine(-(-len(rows) // world.batch))
+        tune(world.over(engine, rows), SFTPlan(1, world.batch, world.seed), NoLogger())
         losses = world.over(engine, world.user)
         means = row_means(losses, np.arange(len(world.user)))
         engine.destroy()
         return means
 
-    return world.once(name, work, 1 + 3 * epochs * len(rows) / len(world.user))
+    return world.once(name, work, 1 + 3 * len(rows) / len(world.user))
 
 
 def start_loss(world: World) -> np.ndarray:
@@ -196,13 +195,6 @@ def excess_loss(world: World) -> np.ndarray:
 def relative_excess(world: World) -> np.ndarray:
     """Ratio of the loss tuned on other rows of the user to the loss tuned on the safe set."""
     return relative_contrast(out_of_fold_loss(world), tuned_loss(world, "safe", world.safe))
-
-
-def relative_excess_equal_steps(world: World) -> np.ndarray:
-    """`relative_excess` with as many steps on the safe set as on a half of the user's rows."""
-    epochs = max(1, round(len(world.user) / 2 / len(world.safe)))
-    safe = tuned_loss(world, "safe_long", world.safe, epochs)
-    return relative_contrast(out_of_fold_loss(world), safe)
 
 
 def out_of_fold_loss(world: World) -> np.ndarray:
@@ -341,7 +333,6 @@ PASSES = {  # what each arm is charged for, whoever ran it first
     "excess_loss": ("safe", "rows"),
     "relative_excess": ("safe", "folds"),
     "relative_excess_in_sample": ("safe", "rows"),
-    "relative_excess_equal_steps": ("safe_long", "folds"),
     "perplexity": ("start",),
     "ifd": ("start", "alone"),
     "influence": ("influence",),
@@ -367,7 +358,6 @@ SCORES = {
     "safe_loss": lambda world: -tuned_loss(world, "safe", world.safe),
     "excess_loss": excess_loss,
     "relative_excess": relative_excess,
-    "relative_excess_equal_steps": relative_excess_equal_steps,
     "relative_excess_in_sample": lambda world: relative_contrast(
         tuned_loss(world, "rows", world.user), tuned_loss(world, "safe", world.safe)
     ),
