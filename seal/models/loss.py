@@ -8,8 +8,8 @@ global batch.
 import torch
 import torch.nn.functional as F
 
-CHUNK_ELEMENTS = 2**22  # float32 logits held at once on a CPU: 16 MiB, which its caches hold
-CUDA_FACTOR = 32  # a GPU needs so many tokens that reading the head's weights is not what it does
+CHUNK_ELEMENTS = 2**20  # float32 logits held at once on a CPU: 4 MiB, which its caches hold
+CUDA_FACTOR = 128  # a GPU needs so many tokens that reading the head's weights is not what it does
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -29,8 +29,8 @@ class _HeadLoss(torch.autograd.Function):
             log_p = F.linear(hidden[part], weight, bias).float().log_softmax(-1)
             nll[part] = -log_p.gather(1, targets[part, None]).squeeze(1)
             if any(needed):
-                slope = _slope(log_p, targets[part]).mul_(coefficients[part, None])
-                _add(grads, slope.to(hidden.dtype), hidden, weight, part)
+                slope = _slope(log_p, targets[part]).to(hidden.dtype)
+                _add(grads, slope, coefficients[part], hidden[part], weight, part)
         if coefficients is not None:
             out[-1] = coefficients @ nll
         ctx.save_for_backward(
@@ -50,14 +50,21 @@ class _HeadLoss(torch.autograd.Function):
         return *scaled, None, None
 
 
-def _add(grads: list, slope: torch.Tensor, hidden, weight, part: slice) -> None:
-    """Adds what a chunk of slopes [S', V] contributes to the gradients that are wanted."""
+def _add(grads: list, slope, coefficients, hidden, weight, part: slice) -> None:
+    """Adds what a chunk of slopes [S', V] contributes to the gradients that are wanted.
+
+    The coefficients go to the narrow side of each product, [S', H], not to the slopes.
+    """
     if grads[0] is not None:
-        grads[0][part] = slope @ weight
+        grads[0][part] = (slope @ weight) * coefficients[:, None]
     if grads[1] is not None:
-        grads[1] += slope.T @ hidden[part]
+        scaled = (hidden * coefficients[:, None]).to(hidden.dtype)
+        if slope.dtype == torch.float32:
+            grads[1].addmm_(slope.T, scaled)
+        else:  # the sum over chunks is kept in float32
+            grads[1] += slope.T @ scaled
     if grads[2] is not None:
-        grads[2] += slope.sum(0)
+        grads[2] += coefficients.to(slope.dtype) @ slope
 
 
 def _slope(log_p: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -275,7 +275,7 @@ class DeepspeedStrategy:
             from deepspeed.ops.adam import DeepSpeedCPUAdam
 
             return DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
-        return torch.optim.AdamW(groups, fused=self.device.type == "cuda", **settings)
+        return torch.optim.AdamW(groups, fused=True, **settings)
 
     def prepare(
         self,
