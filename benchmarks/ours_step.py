@@ -1,6 +1,7 @@
 """The package's own step, through its trainers, to time it."""
 
 from step_world import Work, World, model_settings
+from transformers import PreTrainedModel
 
 from seal.models.actor import MAIN, TRACKER, load_actor
 from seal.models.selector import Selector
@@ -24,12 +25,16 @@ class OurStep:
     def _engine(self):
         with self.strategy.loading():
             actor = load_actor(model_settings(self.world, self.work))
+        self.rewrite(actor.model)
         if self.gap and self.work.lora_rank:
             actor.add_tracker()
         optimizer = self.strategy.create_optimizer(actor, self.work.learning_rate, l2=0.0)
         engine = self.strategy.prepare(actor, optimizer, None)
         engine.train()
         return engine
+
+    def rewrite(self, model: PreTrainedModel) -> None:
+        """Puts other kernels into the model; none here."""
 
     def _over_rows(self, engine, adapter: str) -> RowLosses:
         capacity = self.work.micro * self.work.max_len
@@ -85,3 +90,25 @@ class OurGapStep(OurStep):
     """The same with the estimator `penalty_gap`."""
 
     gap = True
+
+
+class OurCompiledStep(OurStep):
+    """The same with torch.compile over every norm and feed-forward block."""
+
+    def rewrite(self, model: PreTrainedModel) -> None:
+        """Compiles the blocks, for any number of tokens."""
+        for module in model.modules():
+            if type(module).__name__.endswith(("RMSNorm", "MLP")):
+                module.compile(dynamic=True)
+
+
+class OurLigerStep(OurStep):
+    """The same with Liger Kernel's norms and feed-forward blocks (CUDA only)."""
+
+    def rewrite(self, model: PreTrainedModel) -> None:
+        """Replaces the blocks in this model; what Liger patches for all models is left out."""
+        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+        for_all = {"rope": False, "cross_entropy": False, "fused_linear_cross_entropy": False}
+        bare = model.get_base_model() if self.work.lora_rank else model
+        _apply_liger_kernel_to_instance(model=bare, **for_all)

@@ -42,6 +42,7 @@ TIERS = {
     "noisy": {"tier": "hard", "noisy": 0.05},
     "few": {"tier": "hard", "safe_rows": 100},
     "fewest": {"tier": "hard", "safe_rows": 30},
+    "canaries": {"tier": "implicit", "canary_rows": 300},
 }
 
 

@@ -29,7 +29,7 @@ from seal.utils.strategy import DeepspeedStrategy, Zero
 from seal.utils.tokenizer import get_tokenizer
 
 RATE = 5e-4  # of what scores the rows; benchmarks/selection.py has that of the SFT
-MAX_CANARY_KEPT, CONFIDENCE = 0.05, 0.95
+CONFIDENCE = 0.95
 INFLUENCE_STEP = 1e-4
 LOOP_EPOCHS = 3
 ARMS = (
@@ -147,7 +147,10 @@ def select(world: World, arm: str, topp: float) -> Choice:
 
 
 def relative_excess_auto(world: World) -> Choice:
-    """`relative_excess` with canaries scored along, at the threshold that they justify."""
+    """`relative_excess` with canaries scored along, at the strictest threshold that they justify.
+
+    None of 60 canaries kept bounds what is kept of their kind by 5 %, none of 300 by 1 %.
+    """
     rows = load_rows(str(world.directory / "canaries.jsonl"))
     canaries = tokenize_rows(rows, world.tokenizer, max_len=128, apply_chat_template=True)
     pool = replace(world, user=concatenate(world.user, canaries), cost={}, kept={})
@@ -155,7 +158,7 @@ def relative_excess_auto(world: World) -> Choice:
     meta = {"calibration": calibrate(own, theirs, world.seed)}
     index = RowIndex(world.user.ids, world.user.occurrences)
     selection = Selection(pa.table({"score": own}), meta, index)
-    topp = auto_topp(selection, MAX_CANARY_KEPT, CONFIDENCE)
+    topp = auto_topp(selection, 3 / len(canaries), CONFIDENCE)
     spent = pool.cost.values()
     return Choice(own, topp, 0, sum(c for _, c in spent), sum(s for s, _ in spent))
 

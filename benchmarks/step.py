@@ -9,7 +9,8 @@ the same model, rows, batch, LoRA and ZeRO stage, step by step in turn. Phase ga
 epoch of the published setting (the row loss has weight zero), gamma the second (0.03). For SFT,
 TRL's SFTTrainer runs too where it is installed (`pip install trl==1.16.0`), with the fastest of its
 settings on these rows. `--schedule ours-gap` compares our two estimators, `penalty` and
-`penalty_gap`.
+`penalty_gap`; `ours-compiled` and `ours-liger` (CUDA, `pip install liger-kernel`) compare ours with
+compiled norms and feed-forward blocks, or with Liger's.
 
 Prints a card; the last line is JSON: one object a schedule, then the ratio of rows a second, ours
 to published, and ours to TRL where it ran (`"to"` says which).
@@ -35,7 +36,7 @@ os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
 
 import numpy as np
 import torch
-from ours_step import OurGapStep, OurStep
+from ours_step import OurCompiledStep, OurGapStep, OurLigerStep, OurStep
 from published_step import PublishedStep
 from step_flops import needed_flops
 from step_measure import interleaved, load_average, matmul_peak, median_and_spread, peak_gib, timed
@@ -45,8 +46,19 @@ from seal.provenance import commit, versions
 from seal.utils import entry
 from seal.utils.strategy import DeepspeedStrategy, Precision, Zero
 
-SCHEDULES = {"published": PublishedStep, "ours": OurStep, "gap": OurGapStep}
-PAIRS = {"both": ("published", "ours"), "ours-gap": ("gap", "ours")}
+SCHEDULES = {
+    "published": PublishedStep,
+    "ours": OurStep,
+    "gap": OurGapStep,
+    "compiled": OurCompiledStep,
+    "liger": OurLigerStep,
+}
+PAIRS = {
+    "both": ("published", "ours"),
+    "ours-gap": ("gap", "ours"),
+    "ours-compiled": ("compiled", "ours"),
+    "ours-liger": ("liger", "ours"),
+}
 
 
 def main() -> None:
