@@ -1,6 +1,6 @@
 """Time and memory of the selection artefact: write, read, join with a shuffled dataset, top-p.
 
-    python benchmarks/artefact.py --rows 1000000 10000000
+    python benchmarks/artefact.py --rows 1000000 10000000 --out benchmarks/results/artefact.json
 
 Each size runs in its own process; the last line of the output is JSON: n, wall seconds a phase,
 CPU seconds of all of them, load of the machine, peak RSS in MB (the dataset's own ids included),
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from seal.provenance import commit
+from seal.provenance import commit, versions
 from seal.selection.artefact import read_selection, select_rows, selection_meta, write_selection
 
 _HEX = np.frombuffer(b"0123456789abcdef", np.uint8)
@@ -77,17 +77,22 @@ def measure(n: int) -> dict:
 
 
 def main() -> None:
+    """Measures each size in a child, or (as a child) one size."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000], help="rows to measure")
-    rows = parser.parse_args().rows
-    if len(rows) == 1:
-        print(json.dumps(measure(rows[0])))
+    parser.add_argument("--out", type=Path, help="JSON file: the results with command and versions")
+    args = parser.parse_args()
+    if len(args.rows) == 1 and not args.out:
+        print(json.dumps(measure(args.rows[0])))
         return
     results = []
-    for n in rows:
+    for n in args.rows:
         command = [sys.executable, __file__, "--rows", str(n)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         results.append(json.loads(done.stdout.splitlines()[-1]))
+    if args.out:
+        record = {"command": " ".join(sys.argv), "versions": versions(), "results": results}
+        args.out.write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(results))
 
 
