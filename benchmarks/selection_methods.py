@@ -55,6 +55,7 @@ ARMS = (
     "penalty_gap_logit",
     "penalty_gap_last_visit",
     "penalty_gap_1_epoch",
+    "penalty_gap_warm",
     "safeinstr_100",
     "safeinstr_500",
     "relative_excess_safeinstr_100",
@@ -246,8 +247,19 @@ def nudged(world: World, weights: dict, sign: float) -> np.ndarray:
     return means
 
 
-def loop(world: World, estimator: str, optim: str = "mirror", epochs: int = LOOP_EPOCHS) -> dict:
-    """The bilevel loop.
+def warm_loop(world: World) -> np.ndarray:
+    """The logits of one epoch of `penalty_gap` that begins at the scores of `relative_excess`."""
+    return loop(world, "penalty_gap", epochs=1, start=relative_excess(world))["logit"]
+
+
+def loop(
+    world: World,
+    estimator: str,
+    optim: str = "mirror",
+    epochs: int = LOOP_EPOCHS,
+    start: np.ndarray | None = None,
+) -> dict:
+    """The bilevel loop, with all logits at zero or at `start`.
 
     Returns:
         float [N] each: "logit" as trained, and for `penalty_gap` the contrast of the final models
@@ -261,6 +273,8 @@ def loop(world: World, estimator: str, optim: str = "mirror", epochs: int = LOOP
         losses = world.over(world.engine(steps), world.both)
         tracker = world.over(world.engine(steps), world.both) if gap else None
         selector = Noting(n_user, optim=optim)
+        if start is not None:
+            selector.logits.copy_(torch.from_numpy(start))
         weight = {"upperlevel_weight": 1.0, "upperlevel_weight_decay": 0.03}
         if gap:
             weight = {"upperlevel_weight": 0.9, "upperlevel_weight_decay": 0.1}
@@ -288,7 +302,8 @@ def loop(world: World, estimator: str, optim: str = "mirror", epochs: int = LOOP
 
     # safe and user rows forward and backward, the user's under the tracker too, the last contrast
     cost = epochs * (9 if gap else 6) + (2 if gap else 0)
-    return world.once(f"{estimator}_{optim}_{epochs}", work, cost)
+    name = f"{estimator}_{optim}_{epochs}{'' if start is None else '_warm'}"
+    return world.once(name, work, cost)
 
 
 class Noting(Selector):
@@ -347,6 +362,7 @@ PASSES = {  # what each arm is charged for, whoever ran it first
     "penalty_gap_logit": GAP,
     "penalty_gap_last_visit": GAP,
     "penalty_gap_1_epoch": ("penalty_gap_mirror_1",),
+    "penalty_gap_warm": ("safe", "folds", "penalty_gap_mirror_1_warm"),
     "dsir": ("dsir",),
 }
 SCORES = {
@@ -371,4 +387,5 @@ SCORES = {
     "penalty_gap_logit": lambda world: loop(world, "penalty_gap")["logit"],
     "penalty_gap_last_visit": lambda world: loop(world, "penalty_gap")["last_visit"],
     "penalty_gap_1_epoch": lambda world: loop(world, "penalty_gap", epochs=1)["contrast"],
+    "penalty_gap_warm": warm_loop,
 }
