@@ -30,6 +30,7 @@ from seal.utils.schedule import schedule_factor
 from seal.utils.tokenizer import get_tokenizer
 
 ESTIMATORS = ("penalty", "penalty_gap")
+MANY_VISITS = 24  # of each safe row; the demo's loop went wrong from 72 on (docs/footguns.md)
 
 
 def train(args) -> None:
@@ -39,6 +40,12 @@ def train(args) -> None:
     tokenizer = get_tokenizer(args.pretrain, **cli.tokenizer_flags(args))
     safe, user, canaries, held_out = read_data(args, strategy, tokenizer)
     pool = concatenate(user, canaries) if canaries else user
+    visits = args.max_epochs * len(pool) / len(safe)
+    if visits > MANY_VISITS:
+        strategy.print(
+            f"note: training visits each safe row {visits:.0f} times and may learn them by heart: "
+            "lower --max_epochs, add safe rows, or use score_dataset.py --method relative_excess"
+        )
     selector = Selector(len(pool), args.selector_activation, args.selector_optim)
     steps_per_epoch = -(-len(pool) // args.train_batch_size)
     steps = args.max_epochs * steps_per_epoch

@@ -10,15 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from seal.errors import NonFiniteLoss, Stopped
+from seal.errors import NonFiniteLoss
 from seal.models.selector import Selector
+from seal.trainer.epoch import steps_per_epoch, train_epoch
 from seal.trainer.evaluation import mean_loss
-from seal.trainer.step import (
-    RowLosses,
-    cycled_batch,
-    epoch_batches,
-    require_finite,
-)
+from seal.trainer.step import RowLosses, cycled_batch, require_finite
 
 if TYPE_CHECKING:
     from seal.utils.logger import Logger, NoLogger
@@ -103,7 +99,7 @@ class SelectorTrainer:
         self.evaluations = evaluations
         self.save_epoch = save_epoch
         self.save_checkpoint = save_checkpoint
-        self.steps_per_epoch = math.ceil(selector.n_rows / plan.train_batch_size)
+        self.n_rows = selector.n_rows
 
     def fit(self, first_step: int = 0) -> None:
         """Trains from optimizer step `first_step` to the end.
@@ -116,25 +112,10 @@ class SelectorTrainer:
         for engine in self._engines():
             engine.train()
         for epoch in range(plan.max_epochs):
-            if epoch * self.steps_per_epoch >= first_step:
+            last_step = (epoch + 1) * steps_per_epoch(self)
+            if epoch * steps_per_epoch(self) >= first_step:
                 self.selector.begin_epoch()
-            batches = epoch_batches(self.selector.n_rows, plan.train_batch_size, plan.seed, epoch)
-            for number, user_rows in enumerate(batches):
-                step = epoch * self.steps_per_epoch + number + 1
-                if step <= first_step:
-                    continue
-                metrics = self.train_step(user_rows, epoch, step)
-                if step % plan.logging_steps == 0:
-                    self.logger.log(step, {"train/epoch": epoch + 1, **metrics})
-                self.logger.advance()
-                if plan.eval_steps and step % plan.eval_steps == 0:
-                    self.evaluate(step)
-                stopping = self.losses.strategy.must_stop()
-                if stopping or (plan.save_steps and step % plan.save_steps == 0):
-                    self.save_checkpoint(step)
-                if stopping:
-                    raise Stopped(f"stopped after step {step}")
-            last_step = (epoch + 1) * self.steps_per_epoch
+            train_epoch(self, epoch, first_step)
             if last_step >= first_step:
                 self.save_epoch(epoch + 1)
                 if last_step > first_step:
@@ -142,32 +123,36 @@ class SelectorTrainer:
                 if epoch and self.selector.churn() < plan.stop_churn:
                     break
 
-    def train_step(self, user_rows: np.ndarray, epoch: int, step: int) -> dict[str, float]:
-        """One optimizer step of the model, then one update of the selector.
+    def train_step(self, rows: np.ndarray, step: int) -> dict[str, float]:
+        """One optimizer step (from 1) of the model, then one update of the selector.
+
+        Args:
+            rows: numbers of the user rows, int64 [R].
 
         Returns:
             Metrics: both losses (nats a token, mean over rows), gamma, gradient norm, rates.
         """
-        losses, gamma = self.losses, self.plan.gamma(epoch)
+        losses, gamma = self.losses, self.plan.gamma((step - 1) // steps_per_epoch(self))
         safe_rows = cycled_batch(self.n_safe, self.plan.train_batch_size, self.plan.seed, step - 1)
-        rows = np.concatenate([safe_rows, self.n_safe + user_rows])
-        tokens = torch.from_numpy(losses.dataset.supervised[rows])
-        visited = torch.from_numpy(user_rows)
+        user_rows = self.n_safe + rows
+        both = np.concatenate([safe_rows, user_rows])
+        tokens = torch.from_numpy(losses.dataset.supervised[both])
+        visited = torch.from_numpy(rows)
         weights = self.selector.weights(visited)
         share = torch.cat(
             [
                 torch.full((len(safe_rows),), (1.0 - gamma) / len(safe_rows)),
-                gamma * weights / len(user_rows),
+                gamma * weights / len(rows),
             ]
         )
-        nll = losses.backward(rows, (share / tokens).float())
-        require_finite(nll, rows, losses.dataset, step)
+        nll = losses.backward(both, (share / tokens).float())
+        require_finite(nll, both, losses.dataset, step)
         row_losses = (nll / tokens).float()
         baseline = None
         if self.tracker:
-            share = weights / len(user_rows) / tokens[len(safe_rows) :]
-            tracked = self.tracker.backward(self.n_safe + user_rows, share.float())
-            require_finite(tracked, self.n_safe + user_rows, losses.dataset, step)
+            share = weights / len(rows) / tokens[len(safe_rows) :]
+            tracked = self.tracker.backward(user_rows, share.float())
+            require_finite(tracked, user_rows, losses.dataset, step)
             baseline = (tracked / tokens[len(safe_rows) :]).float()
         model_rate = losses.engine.get_lr()[0]
         norms = [losses.strategy.step(engine) for engine in self._engines()]
