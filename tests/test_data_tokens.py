@@ -217,6 +217,25 @@ def test_no_character_of_the_answer_is_lost_and_none_of_the_prompt_leaks(pairs, 
 
 
 @relaxed
+@given(pairs=conversations, kind=st.sampled_from(list(KINDS)))
+def test_a_token_is_supervised_when_its_offsets_touch_the_answer(pairs, kind):
+    tokenizer, written = KINDS[kind](), "Human: {}\nAssistant: "
+    pairs = [(p, a) for p, a in pairs if p.strip() and a.strip()] + [("p", "a")]
+    data = tokenize_rows(
+        rows_of(*(talk(*pair) for pair in pairs)), tokenizer, max_len=500, input_template=written
+    )
+    for index, number in enumerate(data.row_numbers):
+        head, answer = written.format(pairs[number][0]), pairs[number][1]
+        found = tokenizer(head + answer, add_special_tokens=False, return_offsets_mapping=True)
+        expected, before = [], 0
+        for start, stop in found["offset_mapping"]:
+            start = min(start, before) if start == stop else start  # spaces, cut off
+            expected.append(start < len(head + answer) and stop > len(head))
+            before = max(before, stop)
+        assert data.rows[index]["supervised"][-len(expected) - 1 :] == [*expected, True]
+
+
+@relaxed
 @given(turns=st.lists(st.tuples(texts, texts), min_size=1, max_size=4))
 def test_chat_turns_are_supervised_exactly(turns):
     tokenizer = byte_level()
