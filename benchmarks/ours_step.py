@@ -50,8 +50,10 @@ class OurStep:
     def __call__(self, step: int) -> None:
         """Takes optimizer step `step` (from 0)."""
         user = self.world.batch(self.work, step)
-        first = 0 if self.work.kind == "selector" else self.world.n_safe
-        self.trainer.train_step(first + user, step + 1)
+        if self.work.kind == "selector":
+            self.trainer.train_step(user, self.work.epoch, step + 1)
+        else:
+            self.trainer.train_step(self.world.n_safe + user, step + 1)
 
     def _selector(self) -> SelectorTrainer:
         world, work = self.world, self.work
@@ -64,8 +66,8 @@ class OurStep:
                 max_epochs=3,
                 train_batch_size=work.batch,
                 seed=work.seed,
-                upperlevel_weight=1 - work.gamma,
-                upperlevel_weight_decay=0.0,
+                upperlevel_weight=1.0,
+                upperlevel_weight_decay=0.03,
             ),
             logger=NoLogger(),
             evaluations={},

@@ -31,7 +31,7 @@ from seal.selection.scorers import (
 from seal.trainer.scoring import Parts, tune
 from seal.trainer.sft_trainer import SFTPlan
 from seal.trainer.step import RowLosses
-from seal.utils import cli, entry
+from seal.utils import cli, entry, record
 from seal.utils.logger import NoLogger
 from seal.utils.schedule import schedule_factor
 from seal.utils.tokenizer import get_tokenizer
@@ -93,7 +93,7 @@ class Passes:
         self.args, self.strategy, self.tokenizer = args, strategy, tokenizer
         self.safe, self.user = safe, user
         self.work = Path(args.work_dir or f"{args.selector_save_dir}/{args.selector_name}_parts")
-        self.parts = Parts(self.work, cli.identity(args, [*safe.ids, *user.ids]))
+        self.parts = Parts(self.work, record.identity(vars(args), [*safe.ids, *user.ids]))
         strategy.claim(self.work)
         strategy.on_rank_0(self.parts.claim)
 
@@ -231,7 +231,7 @@ def forward_equivalents(args, n_safe: int, n_user: int) -> float:
 
 def describe(args, user, seconds: float, cost: float) -> dict:
     """The artefact's metadata."""
-    run = cli.run_config(args)
+    run = record.run_config(vars(args))
     model = None if args.method in MODEL_FREE else args.pretrain
     extra = {
         "command": run["command"],

@@ -21,7 +21,7 @@ from seal.selection.published import load_selection
 from seal.trainer.checkpoint import Checkpoints
 from seal.trainer.sft_trainer import SFTPlan, SFTTrainer
 from seal.trainer.step import RowLosses
-from seal.utils import cli, entry
+from seal.utils import cli, entry, record
 from seal.utils.card import write_card
 from seal.utils.logger import last_metrics
 from seal.utils.schedule import schedule_factor
@@ -67,7 +67,7 @@ def train(args) -> None:
     if args.load_checkpoint:
         first_step, state = checkpoints.load(args.load_checkpoint)
     strategy.claim(args.save_path, args.ckpt_path)
-    strategy.on_rank_0(lambda: cli.write_config(args, args.save_path))
+    strategy.on_rank_0(lambda: record.write_config(vars(args), args.save_path))
     logger = cli.get_logger(args, args.save_path, strategy.is_rank_0(), steps, first_step)
 
     def save_best(step: int) -> None:
@@ -86,7 +86,7 @@ def train(args) -> None:
     with closing(logger), strategy.stoppable():
         trainer.fit(first_step)
         strategy.save_model(engine, tokenizer, args.save_path)
-    strategy.on_rank_0(lambda: cli.write_config(args, args.save_path))
+    strategy.on_rank_0(lambda: record.write_config(vars(args), args.save_path))
     strategy.on_rank_0(lambda: describe(args, rows, selected))
     strategy.print(f"model: {args.save_path}")
 
@@ -157,7 +157,7 @@ def describe(args, rows, selected) -> None:
     if selected:
         facts = {"Selection": selected | {"selector": Path(args.selector_path).name}, **facts}
     which = "the rows that a selector keeps" if selected else "every row of its dataset"
-    write_card(args.save_path, f"Fine-tuned on {which}.", facts, cli.run_config(args))
+    write_card(args.save_path, f"Fine-tuned on {which}.", facts, record.run_config(vars(args)))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from seal.trainer.checkpoint import Checkpoints
 from seal.trainer.evaluation import row_means
 from seal.trainer.selector_trainer import SelectorPlan, SelectorTrainer
 from seal.trainer.step import RowLosses
-from seal.utils import cli, entry
+from seal.utils import cli, entry, record
 from seal.utils.card import write_card
 from seal.utils.logger import last_metrics
 from seal.utils.schedule import schedule_factor
@@ -75,7 +75,7 @@ def train(args) -> None:
         first_step, state = checkpoints.load(args.load_checkpoint)
         selector.load_state_dict(state)
     strategy.claim(base, args.ckpt_path, *filter(None, [args.save_path]))
-    strategy.on_rank_0(lambda: cli.write_config(args, base))
+    strategy.on_rank_0(lambda: record.write_config(vars(args), base))
     logger = cli.get_logger(args, base, strategy.is_rank_0(), steps, first_step)
     trainer = SelectorTrainer(
         losses=losses,
@@ -95,7 +95,7 @@ def train(args) -> None:
     strategy.print(f"selector: {base}.parquet, {len(user)} rows scored")
     if args.save_path:
         strategy.save_model(losses.engine, tokenizer, args.save_path)
-        strategy.on_rank_0(lambda: cli.write_config(args, args.save_path))
+        strategy.on_rank_0(lambda: record.write_config(vars(args), args.save_path))
         strategy.on_rank_0(lambda: write_model_card(args, base, safe, user))
 
 
@@ -171,7 +171,7 @@ def final_score(losses, tracker, n_safe):
 
 def describe(args, user) -> dict:
     """The artefact's metadata."""
-    run = cli.run_config(args)
+    run = record.run_config(vars(args))
     return {"command": run["command"]} | selection_meta(
         method=args.selector_estimator,
         arguments=run["arguments"],
@@ -195,7 +195,7 @@ def write_model_card(args, base: Path, safe, user) -> None:
         "Metrics at the end": last_metrics(base),
     }
     summary = "Trained along with a selector: on safe rows, and on others by their weight."
-    write_card(args.save_path, summary, facts, cli.run_config(args))
+    write_card(args.save_path, summary, facts, record.run_config(vars(args)))
 
 
 def selector_columns(user, selector, score) -> dict:

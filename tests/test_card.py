@@ -2,7 +2,7 @@
 
 import yaml
 
-from seal.utils import cli
+from seal.utils import cli, record
 from seal.utils.card import write_card
 
 
@@ -13,7 +13,7 @@ def test_a_card_is_inert_and_holds_no_secret(tmp_path, monkeypatch):
     (tmp_path / "adapter_config.json").touch()
     (tmp_path / "README.md").write_text("what peft wrote")
     facts = {"Rows": {"rows": 3, "loss": 1 / 3, "skipped": {"empty": 2}}, "Metrics": {}}
-    write_card(tmp_path, "Tuned.", facts, cli.run_config(args))
+    write_card(tmp_path, "Tuned.", facts, record.run_config(vars(args)))
 
     text = (tmp_path / "README.md").read_text()
     front = yaml.safe_load(text.split("---")[1])

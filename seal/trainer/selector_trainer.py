@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from seal.errors import NonFiniteLoss
+from seal.errors import NonFiniteLoss, Stopped
 from seal.models.selector import Selector
-from seal.trainer.epoch import steps_per_epoch, train_epoch
 from seal.trainer.evaluation import mean_loss
-from seal.trainer.step import RowLosses, cycled_batch, require_finite
+from seal.trainer.step import (
+    RowLosses,
+    cycled_batch,
+    epoch_batches,
+    require_finite,
+)
 
 if TYPE_CHECKING:
     from seal.utils.logger import Logger, NoLogger
@@ -99,7 +103,7 @@ class SelectorTrainer:
         self.evaluations = evaluations
         self.save_epoch = save_epoch
         self.save_checkpoint = save_checkpoint
-        self.n_rows = selector.n_rows
+        self.steps_per_epoch = math.ceil(selector.n_rows / plan.train_batch_size)
 
     def fit(self, first_step: int = 0) -> None:
         """Trains from optimizer step `first_step` to the end.
@@ -112,10 +116,25 @@ class SelectorTrainer:
         for engine in self._engines():
             engine.train()
         for epoch in range(plan.max_epochs):
-            last_step = (epoch + 1) * steps_per_epoch(self)
-            if epoch * steps_per_epoch(self) >= first_step:
+            if epoch * self.steps_per_epoch >= first_step:
                 self.selector.begin_epoch()
-            train_epoch(self, epoch, first_step)
+            batches = epoch_batches(self.selector.n_rows, plan.train_batch_size, plan.seed, epoch)
+            for number, user_rows in enumerate(batches):
+                step = epoch * self.steps_per_epoch + number + 1
+                if step <= first_step:
+                    continue
+                metrics = self.train_step(user_rows, epoch, step)
+                if step % plan.logging_steps == 0:
+                    self.logger.log(step, {"train/epoch": epoch + 1, **metrics})
+                self.logger.advance()
+                if plan.eval_steps and step % plan.eval_steps == 0:
+                    self.evaluate(step)
+                stopping = self.losses.strategy.must_stop()
+                if stopping or (plan.save_steps and step % plan.save_steps == 0):
+                    self.save_checkpoint(step)
+                if stopping:
+                    raise Stopped(f"stopped after step {step}")
+            last_step = (epoch + 1) * self.steps_per_epoch
             if last_step >= first_step:
                 self.save_epoch(epoch + 1)
                 if last_step > first_step:
@@ -123,36 +142,32 @@ class SelectorTrainer:
                 if epoch and self.selector.churn() < plan.stop_churn:
                     break
 
-    def train_step(self, rows: np.ndarray, step: int) -> dict[str, float]:
-        """One optimizer step (from 1) of the model, then one update of the selector.
-
-        Args:
-            rows: numbers of the user rows, int64 [R].
+    def train_step(self, user_rows: np.ndarray, epoch: int, step: int) -> dict[str, float]:
+        """One optimizer step of the model, then one update of the selector.
 
         Returns:
             Metrics: both losses (nats a token, mean over rows), gamma, gradient norm, rates.
         """
-        losses, gamma = self.losses, self.plan.gamma((step - 1) // steps_per_epoch(self))
+        losses, gamma = self.losses, self.plan.gamma(epoch)
         safe_rows = cycled_batch(self.n_safe, self.plan.train_batch_size, self.plan.seed, step - 1)
-        user_rows = self.n_safe + rows
-        both = np.concatenate([safe_rows, user_rows])
-        tokens = torch.from_numpy(losses.dataset.supervised[both])
-        visited = torch.from_numpy(rows)
+        rows = np.concatenate([safe_rows, self.n_safe + user_rows])
+        tokens = torch.from_numpy(losses.dataset.supervised[rows])
+        visited = torch.from_numpy(user_rows)
         weights = self.selector.weights(visited)
         share = torch.cat(
             [
                 torch.full((len(safe_rows),), (1.0 - gamma) / len(safe_rows)),
-                gamma * weights / len(rows),
+                gamma * weights / len(user_rows),
             ]
         )
-        nll = losses.backward(both, (share / tokens).float())
-        require_finite(nll, both, losses.dataset, step)
+        nll = losses.backward(rows, (share / tokens).float())
+        require_finite(nll, rows, losses.dataset, step)
         row_losses = (nll / tokens).float()
         baseline = None
         if self.tracker:
-            share = weights / len(rows) / tokens[len(safe_rows) :]
-            tracked = self.tracker.backward(user_rows, share.float())
-            require_finite(tracked, user_rows, losses.dataset, step)
+            share = weights / len(user_rows) / tokens[len(safe_rows) :]
+            tracked = self.tracker.backward(self.n_safe + user_rows, share.float())
+            require_finite(tracked, self.n_safe + user_rows, losses.dataset, step)
             baseline = (tracked / tokens[len(safe_rows) :]).float()
         model_rate = losses.engine.get_lr()[0]
         norms = [losses.strategy.step(engine) for engine in self._engines()]

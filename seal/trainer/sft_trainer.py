@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from seal.errors import NonFiniteLoss
-from seal.trainer.epoch import train_epoch
+from seal.errors import NonFiniteLoss, Stopped
 from seal.trainer.evaluation import mean_loss
-from seal.trainer.step import RowLosses, require_finite
+from seal.trainer.step import RowLosses, epoch_batches, require_finite
 
 if TYPE_CHECKING:
     from seal.utils.logger import Logger, NoLogger
@@ -62,7 +61,7 @@ class SFTTrainer:
         self.save_checkpoint = save_checkpoint
         self.save_best = save_best
         self.best_loss = math.inf
-        self.n_rows = len(losses.dataset)
+        self.steps_per_epoch = math.ceil(len(losses.dataset) / plan.train_batch_size)
 
     def fit(self, first_step: int = 0) -> None:
         """Trains from optimizer step `first_step` to the end.
@@ -71,9 +70,25 @@ class SFTTrainer:
             NonFiniteLoss: on every rank, before the bad step is taken.
             Stopped: on every rank, asked to by a signal, after a checkpoint.
         """
+        plan, dataset = self.plan, self.losses.dataset
         self.losses.engine.train()
-        for epoch in range(self.plan.max_epochs):
-            train_epoch(self, epoch, first_step)
+        for epoch in range(plan.max_epochs):
+            batches = epoch_batches(len(dataset), plan.train_batch_size, plan.seed, epoch)
+            for number, rows in enumerate(batches):
+                step = epoch * self.steps_per_epoch + number + 1
+                if step <= first_step:
+                    continue
+                metrics = self.train_step(rows, step)
+                if step % plan.logging_steps == 0:
+                    self.logger.log(step, {"train/epoch": epoch + 1, **metrics})
+                self.logger.advance()
+                if plan.eval_steps and step % plan.eval_steps == 0:
+                    self.evaluate(step)
+                stopping = self.losses.strategy.must_stop()
+                if stopping or (plan.save_steps and step % plan.save_steps == 0):
+                    self.save_checkpoint(step)
+                if stopping:
+                    raise Stopped(f"stopped after step {step}")
 
     def train_step(self, rows: np.ndarray, step: int) -> dict[str, float]:
         """One optimizer step on one global batch.

@@ -30,7 +30,7 @@ def write_card(
         directory: of the model or adapter.
         summary: a sentence on what was done.
         facts: title of a section -> name -> value, as the training script knows them.
-        run: as `seal.utils.cli.run_config` makes it: arguments without secrets, command, versions.
+        run: as `seal.utils.record.run_config` makes it: arguments without secrets, command, ...
     """
     directory, arguments = Path(directory), run["arguments"]
     front = {

@@ -1,11 +1,8 @@
 """Every flag of the training scripts, declared once, and what turns flags into settings."""
 
 import argparse
-import hashlib
-import json
 import math
 import os
-import shlex
 import sys
 from collections.abc import Iterable
 from dataclasses import fields
@@ -14,14 +11,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from seal.errors import InputError
-from seal.files import atomic_path
-from seal.provenance import commit, model_fingerprint, versions
 from seal.utils.config import config_words
 from seal.utils.entry import fail
 from seal.utils.logger import Logger, NoLogger, WandbSettings
+from seal.utils.record import identity, run_config, without_key
 
-SECRET = "use_wandb"
-MODELS = ("pretrain", "safe_model", "rows_model")
 T = TypeVar("T")
 AT_LEAST_ONE = (
     "logging_steps",
@@ -348,7 +342,7 @@ def get_logger(
         return NoLogger()
     if isinstance(args.use_wandb, str):
         os.environ["WANDB_API_KEY"] = args.use_wandb
-        sys.argv[:] = _without_key(sys.argv, args.use_wandb)  # wandb stores the command line
+        sys.argv[:] = without_key(sys.argv, args.use_wandb)  # wandb stores the command line
     wandb = None
     if args.use_wandb:
         wandb = WandbSettings(
@@ -356,46 +350,12 @@ def get_logger(
         )
     return Logger(
         run_dir,
-        run_config(args),
+        run_config(vars(args)),
         steps,
         first_step,
         wandb=wandb,
         tensorboard=args.use_tensorboard,
     )
-
-
-def run_config(args: argparse.Namespace) -> dict:
-    """What this run was started with: flags without secrets, command, versions, commit."""
-    flags = dict(vars(args))
-    key = flags.pop(SECRET, None)
-    command = _without_key(sys.argv, key) if isinstance(key, str) else sys.argv
-    return {
-        "arguments": flags,
-        "command": shlex.join(command),
-        "world_size": int(os.environ.get("WORLD_SIZE", "1")),
-        "versions": versions(),
-        "commit": commit(),
-    }
-
-
-def _without_key(words: list[str], key: str) -> list[str]:
-    """A command line without its wandb key: `--use_wandb KEY` and `--use_wandb=KEY`."""
-    return ["***" if word == key else word.replace(f"={key}", "=***") for word in words]
-
-
-def write_config(args: argparse.Namespace, run_dir: str | Path) -> None:
-    """Writes the run's own part of config.json, under "seal", beside a model's when it is there.
-
-    Raises:
-        InputError: the directory cannot be written.
-    """
-    path = Path(run_dir) / "config.json"
-    try:
-        content = json.loads(path.read_text()) if path.exists() else {}
-        with atomic_path(path) as tmp:
-            tmp.write_text(json.dumps(content | {"seal": run_config(args)}, indent=2, default=str))
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror})") from error
 
 
 def tokenizer_flags(args: argparse.Namespace) -> dict:
@@ -428,20 +388,11 @@ def text_flags(args: argparse.Namespace) -> dict:
     }
 
 
-def identity(args: argparse.Namespace, row_ids: Iterable[str]) -> dict:
-    """What a checkpoint or a part belongs to: arguments, and models and rows by their content."""
-    arguments = run_config(args)["arguments"]
-    models = {name: arguments[name] for name in MODELS if arguments.get(name)}
-    contents = {f"{name}'s content": model_fingerprint(path) for name, path in models.items()}
-    rows = hashlib.sha256("".join(row_ids).encode()).hexdigest()[:32]
-    return arguments | contents | {"rows' content": rows}
-
-
 def checkpoint_flags(args: argparse.Namespace, row_ids: Iterable[str]) -> dict:
     """Arguments of `Checkpoints`, beside the strategy and the engines."""
     return {
         "directory": args.ckpt_path,
-        "arguments": identity(args, row_ids),
+        "arguments": identity(vars(args), row_ids),
         "max_num": args.max_ckpt_num,
         "max_gb": args.max_ckpt_mem,
     }
