@@ -17,7 +17,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["seal", "seal.*"]),
-    package_data={"seal.assess.report": ["*.jinja"]},
+    package_data={"seal.report": ["*.jinja"]},
     install_requires=[
         "torch>=2.13",
         "numpy>=2.0",

@@ -3,7 +3,7 @@
     python benchmarks/oracle.py --seeds 5 --out benchmarks/results/oracle.json
 
 One process, CPU. Each estimator runs in the package's own trainers; the oracle is
-`seal.selection.oracle`. The last line of the output is JSON.
+`unrolled`. The last line of the output is JSON.
 """
 
 import argparse
@@ -18,6 +18,12 @@ from oracle_world import World
 from scipy.stats import spearmanr, t
 from sklearn.metrics import roc_auc_score
 from transformers import LlamaForCausalLM
+from unrolled import (
+    Oracle,
+    ShortRun,
+    linear_datamodelling_score,
+    subset_weights,
+)
 
 from seal.datasets.sft_dataset import concatenate
 from seal.files import atomic_path
@@ -25,18 +31,12 @@ from seal.models.actor import Actor
 from seal.models.attention import VARLEN
 from seal.models.selector import Selector
 from seal.provenance import commit, versions
-from seal.selection.oracle import (
-    Oracle,
-    ShortRun,
-    linear_datamodelling_score,
-    subset_weights,
-)
 from seal.selection.scorers import random_scores
 from seal.trainer.evaluation import row_means
 from seal.trainer.scoring import tune
 from seal.trainer.selector_trainer import SelectorPlan, SelectorTrainer
 from seal.trainer.sft_trainer import SFTPlan
-from seal.trainer.step import RowLosses, epoch_batches
+from seal.trainer.step import RowModel, epoch_batches
 from seal.utils.logger import NoLogger
 from seal.utils.strategy import DeepspeedStrategy, Zero
 
@@ -93,7 +93,7 @@ class Estimators:
         self.both = concatenate(world.safe, world.rows)
         self.user = self.n_safe + np.arange(self.n_rows)  # row numbers in `both`
 
-    def engine(self, rate: float, start: dict | None = None) -> RowLosses:
+    def engine(self, rate: float, start: dict | None = None) -> RowModel:
         """A fresh engine over the safe rows and the user's, from the aligned model or `start`."""
         model = LlamaForCausalLM._from_config(self.world.model.config, attn_implementation=VARLEN)
         model.load_state_dict(start or self.world.model.state_dict())
@@ -104,20 +104,20 @@ class Estimators:
             else torch.optim.SGD(actor.parameters(), lr=rate)
         )
         engine = self.strategy.prepare(actor, optimizer)
-        return RowLosses(engine, self.strategy, self.both, capacity=4096)
+        return RowModel(engine, self.strategy, self.both, capacity=4096)
 
-    def tuned(self, rows: np.ndarray, epochs: int) -> RowLosses:
+    def tuned(self, rows: np.ndarray, epochs: int) -> RowModel:
         """Plain SFT on some rows of `both`."""
         losses = self.engine(self.setting.rate)
-        chosen = RowLosses(losses.engine, self.strategy, self.both.select(rows), capacity=4096)
+        chosen = RowModel(losses.engine, self.strategy, self.both.select(rows), capacity=4096)
         tune(chosen, SFTPlan(epochs, BATCH, self.seed), NoLogger())
         return losses
 
-    def losses(self, model: RowLosses) -> np.ndarray:
+    def losses(self, model: RowModel) -> np.ndarray:
         """Mean nats a token of each of the user's rows."""
         return row_means(model, self.user)
 
-    def weights(self, model: RowLosses) -> dict[str, torch.Tensor]:
+    def weights(self, model: RowModel) -> dict[str, torch.Tensor]:
         """A copy of a model's weights."""
         return {n: p.clone() for n, p in model.engine.module.model.state_dict().items()}
 

@@ -7,7 +7,7 @@ from seal.models.actor import MAIN, TRACKER, load_actor
 from seal.models.selector import Selector
 from seal.trainer.selector_trainer import SelectorPlan, SelectorTrainer
 from seal.trainer.sft_trainer import SFTPlan, SFTTrainer
-from seal.trainer.step import RowLosses
+from seal.trainer.step import RowModel
 from seal.utils.logger import NoLogger
 from seal.utils.strategy import DeepspeedStrategy
 
@@ -36,11 +36,11 @@ class OurStep:
     def rewrite(self, model: PreTrainedModel) -> None:
         """Puts other kernels into the model; none here."""
 
-    def _over_rows(self, engine, adapter: str) -> RowLosses:
+    def _over_rows(self, engine, adapter: str) -> RowModel:
         capacity = self.work.micro * self.work.max_len
-        return RowLosses(engine, self.strategy, self.world.rows, capacity, adapter=adapter)
+        return RowModel(engine, self.strategy, self.world.rows, capacity, adapter=adapter)
 
-    def _tracker(self) -> RowLosses | None:
+    def _tracker(self) -> RowModel | None:
         """The lower level's model: a second adapter, or without LoRA a second engine."""
         if not self.gap:
             return None

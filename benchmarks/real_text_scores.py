@@ -13,8 +13,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 
-from seal.assess.statistics import Interval, auroc, bootstrap_ci
 from seal.selection.artefact import kept_mask
+from seal.statistics import Interval, auroc, bootstrap_ci
 
 QUESTIONS = ("easy", "hard", "hard_within_prompt")
 QUOTED = [

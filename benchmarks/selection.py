@@ -21,11 +21,11 @@ import torch
 from selection_methods import ARMS, World, load_world, select
 from selection_table import print_summaries, print_table
 
-from seal.assess.statistics import auroc
 from seal.demo import Plan, build, measure
 from seal.files import atomic_path
 from seal.provenance import commit
 from seal.selection.artefact import kept_mask
+from seal.statistics import auroc
 from seal.trainer.sft_trainer import SFTPlan, SFTTrainer
 from seal.utils.logger import NoLogger
 

@@ -22,7 +22,7 @@ from seal.trainer.evaluation import row_means
 from seal.trainer.scoring import tune
 from seal.trainer.selector_trainer import SelectorPlan, SelectorTrainer
 from seal.trainer.sft_trainer import SFTPlan
-from seal.trainer.step import RowLosses
+from seal.trainer.step import RowModel
 from seal.utils.logger import NoLogger
 from seal.utils.schedule import schedule_factor
 from seal.utils.strategy import DeepspeedStrategy, Zero
@@ -107,9 +107,9 @@ class World:
         optimizer = self.strategy.create_optimizer(actor, rate, l2=0.0)
         return self.strategy.prepare(actor, optimizer, schedule_factor("constant", steps))
 
-    def over(self, engine, rows: SFTDataset) -> RowLosses:
+    def over(self, engine, rows: SFTDataset) -> RowModel:
         """The engine over some rows."""
-        return RowLosses(engine, self.strategy, rows, self.capacity)
+        return RowModel(engine, self.strategy, rows, self.capacity)
 
     def once(self, name: str, work, cost: float):
         """Runs a pass the first time it is wanted; notes what it took."""

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 
 import numpy as np
 
-from seal.assess.statistics import bootstrap_ci, paired_bootstrap
+from seal.statistics import bootstrap_ci, paired_bootstrap
 
 COLUMNS = ("auroc", "unsafe_rows_kept", "refusal", "over_refusal", "utility")
 BASELINES = ("random", "safe_loss")

@@ -23,7 +23,6 @@ import torch
 from selection import BATCH, CAPACITY, tune
 from selection_methods import World, load_world, relative_excess, select
 
-from seal.assess.statistics import auroc
 from seal.datasets import concatenate, load_rows, tokenize_rows
 from seal.demo import Plan, build, grammar
 from seal.demo.evaluation import generate, load, read_lines
@@ -31,6 +30,7 @@ from seal.demo.world import make_rows
 from seal.files import atomic_path
 from seal.provenance import commit
 from seal.selection.artefact import kept_mask
+from seal.statistics import auroc
 
 TOPP, CANDIDATES = 0.7, 5  # share kept; rows an attacker writes for each that is planted
 METHODS = ("relative_excess", "excess_loss")

@@ -34,7 +34,6 @@ PAGE = Path(__file__).with_name("commands.md")
 BLOCK = re.compile(r"(?<=```console\n)(\$ .*?)(?=```)", flags=re.S)
 LABEL = {  # subcommand -> what of its lines is the same everywhere
     "doctor": slice(9, 24),
-    "plan": slice(0, 14),
     "report": slice(0, 17),
     "score-new": slice(0, 15),
 }

@@ -12,8 +12,9 @@ import torch
 from trl import SFTConfig, SFTTrainer
 
 import seal
+from seal.cli import flags as cli
 from seal.datasets import load_rows
-from seal.utils import cli, entry
+from seal.utils import entry
 
 
 def parser() -> cli.Parser:

@@ -13,11 +13,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
-import train_sft
-import train_sft_selector
-
+from seal.cli import flags as cli
+from seal.cli import train_sft, train_sft_selector
 from seal.errors import InputError, NonFiniteLoss
-from seal.utils import cli, entry
+from seal.utils import entry
 
 SCRIPTS = {
     "selector": (cli.selector_parser, train_sft_selector.train),

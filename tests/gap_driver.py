@@ -27,7 +27,7 @@ from laws_driver import (
 from seal.models.actor import MAIN, TRACKER, load_actor
 from seal.models.selector import Selector
 from seal.trainer.selector_trainer import SelectorPlan, SelectorTrainer
-from seal.trainer.step import RowLosses
+from seal.trainer.step import RowModel
 from seal.utils import entry
 from seal.utils.strategy import Zero
 
@@ -61,7 +61,7 @@ def train(case: Case, strategy: SGDStrategy, engines: list) -> tuple[Selector, d
     dataset = make_dataset(case_rows(case))
     selector = Selector(case.user)
     levels = [
-        RowLosses(engine, strategy, dataset, case.micro * MAX_LEN, adapter=adapter)
+        RowModel(engine, strategy, dataset, case.micro * MAX_LEN, adapter=adapter)
         for engine, adapter in zip(engines, (MAIN, engines_adapter(engines)), strict=True)
     ]
     SelectorTrainer(

@@ -23,7 +23,7 @@ from seal.models.selector import Selector
 from seal.trainer.checkpoint import Checkpoints
 from seal.trainer.selector_trainer import SelectorPlan, SelectorTrainer
 from seal.trainer.sft_trainer import SFTPlan, SFTTrainer
-from seal.trainer.step import RowLosses
+from seal.trainer.step import RowModel
 from seal.utils import entry
 from seal.utils.strategy import DeepspeedStrategy, Precision, Zero
 
@@ -168,7 +168,7 @@ class Run:
         )
         dataset = make_dataset(case_rows(case))
         capacity = case.micro * MAX_LEN
-        self.losses = RowLosses(self.engine, strategy, dataset, capacity, case.aux_loss_coef)
+        self.losses = RowModel(self.engine, strategy, dataset, capacity, case.aux_loss_coef)
 
     def fit(self, first_step: int = 0) -> None:
         """Trains to the end."""

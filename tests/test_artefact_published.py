@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 from seal.datasets import load_rows, published_length_filter
 from seal.errors import InputError
 from seal.selection.artefact import read_selection, save_selection
-from seal.selection.published import load_selection, published_selection, read_published
+from seal.selection.load import load_selection
+from seal.selection.published import published_selection, read_published
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 PUBLISHED = {"seal_selector_llama3.pt": 111_900, "seal_selector_pyt.pt": 111_887}

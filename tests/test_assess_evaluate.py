@@ -25,10 +25,10 @@ from seal.assess.references import reference_nll
 from seal.assess.results import HIGHER_IS_BETTER, compare, read_results
 from seal.assess.reward_judge import RewardJudge
 from seal.assess.rules import agreement, judge_refusal
-from seal.assess.statistics import clopper_pearson
 from seal.assess.winrate import length_controlled
 from seal.errors import InputError
 from seal.provenance import sha256_of_file
+from seal.statistics import clopper_pearson
 
 ROOT = Path(__file__).resolve().parents[1]
 EVAL_DATA = ROOT.parent / "shared" / "data" / "eval"

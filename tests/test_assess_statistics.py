@@ -1,11 +1,11 @@
-"""Laws of seal.assess.statistics, against scipy and scikit-learn."""
+"""Laws of seal.statistics, against scipy and scikit-learn."""
 
 import numpy as np
 import pytest
 from scipy.stats import binomtest, bootstrap
 from sklearn.metrics import roc_auc_score
 
-from seal.assess.statistics import auroc, bootstrap_ci, clopper_pearson, paired_bootstrap
+from seal.statistics import auroc, bootstrap_ci, clopper_pearson, paired_bootstrap
 
 
 @pytest.mark.parametrize("decimals", [8, 1, 0])  # 0: many ties

@@ -1,19 +1,15 @@
 """Canaries: the bound of --topp auto holds, and both scripts that score take them along."""
 
-import sys
-
 import numpy as np
 import pytest
 from launch import ROOT, python
 from tiny_world import make_model, make_rows, write_rows
 
-from seal.assess.statistics import auroc
+from seal.cli import flags as cli
 from seal.errors import InputError
 from seal.selection.artefact import make_selection, read_selection, selection_meta
 from seal.selection.calibration import auto_topp, calibrate, recall_at
-from seal.utils import cli
-
-sys.path.insert(0, str(ROOT / "examples"))
+from seal.statistics import auroc
 
 
 def selection(score, canary_score=None):
@@ -127,7 +123,7 @@ def test_the_selector_scores_canaries_and_leaves_them_out_of_the_artefact(world)
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["random", "dsir", "relative_excess"])
 def test_scores_take_canaries_along(world, method):
-    from score_dataset import score
+    from seal.cli.score_dataset import score
 
     score(cli.score_parser().parse_args(words(world, method=method, selector_name=method)))
     found = read_selection(world / f"ckpt/{method}.parquet")
@@ -136,7 +132,7 @@ def test_scores_take_canaries_along(world, method):
 
 @pytest.mark.slow
 def test_a_canary_in_the_safe_set_is_refused(world):
-    from score_dataset import score
+    from seal.cli.score_dataset import score
 
     flags = words(world, method="random", canary_dataset=world / "safe.jsonl")
     with pytest.raises(InputError, match="also stand in the safe set"):

@@ -2,7 +2,8 @@
 
 import yaml
 
-from seal.utils import cli, record
+from seal.cli import flags as cli
+from seal.utils import record
 from seal.utils.card import write_card
 
 

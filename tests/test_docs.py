@@ -13,12 +13,9 @@ from pathlib import Path
 import pytest
 from launch import ROOT
 
+from seal.cli import batch_inference, evaluate
+from seal.cli import flags as cli
 from seal.command import SUBCOMMANDS, build_parser, main
-from seal.utils import cli
-
-sys.path.insert(0, str(ROOT / "examples"))
-import batch_inference
-import evaluate
 
 
 def name_of(module) -> str:

@@ -2,27 +2,24 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from launch import ROOT, SELECTOR, SFT, deepspeed, kill_once, launched, python
+from launch import SELECTOR, SFT, deepspeed, kill_once, launched, python
 from peft import PeftModel
 from safetensors.torch import load_file
 from tiny_world import make_model, make_rows, make_tokenizer, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import seal
+from seal.cli import flags as cli
+from seal.cli import train_sft
 from seal.datasets import load_rows, tokenize_rows
 from seal.provenance import sha256_of_file
 from seal.selection.artefact import read_selection
-from seal.utils import cli
-
-sys.path.insert(0, str(ROOT / "examples"))
-import train_sft
 
 pytestmark = pytest.mark.slow
 KEY = "0123456789abcdef" * 2 + "deadbeef"  # shaped as a wandb key

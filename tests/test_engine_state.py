@@ -12,7 +12,7 @@ from seal.errors import InputError
 from seal.models.actor import Actor
 from seal.models.attention import VARLEN
 from seal.trainer.checkpoint import Checkpoints
-from seal.trainer.step import RowLosses
+from seal.trainer.step import RowModel
 from seal.utils.strategy import DeepspeedStrategy, Precision, Zero
 
 ROWS = random_rows([24, 3, 17, 9], seed=4)
@@ -37,7 +37,7 @@ def engine_of(strategy):
 
 def steps(strategy, engine, count: int) -> list[torch.Tensor]:
     """Trains a few steps; returns each one's losses."""
-    losses = RowLosses(engine, strategy, make_dataset(ROWS), capacity=48)
+    losses = RowModel(engine, strategy, make_dataset(ROWS), capacity=48)
     found = []
     for _ in range(count):
         found.append(losses.backward(np.arange(len(ROWS)), SHARE))

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from seal.utils import cli
+from seal.cli import flags as cli
 
 ROOT = Path(__file__).resolve().parents[1]
-CLI = ROOT / "seal/utils/cli.py"
+CLI = ROOT / "seal/cli/flags.py"
 SCRIPTS = {"train_sft_selector": cli.selector_parser, "train_sft": cli.sft_parser}
 ALL_SCRIPTS = SCRIPTS | {"score_dataset": cli.score_parser}
 NEEDED = {
@@ -117,7 +117,7 @@ def settings_read(tree: ast.Module) -> set[str]:
     filled = [
         node.args[0].id
         for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "cli.settings"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "flags.settings"
     ]
     assert filled
     classes = [vars(importlib.import_module(modules[name]))[name] for name in filled]
@@ -126,7 +126,7 @@ def settings_read(tree: ast.Module) -> set[str]:
 
 @pytest.mark.parametrize("script", ALL_SCRIPTS)
 def test_every_flag_is_read(script):
-    tree = ast.parse((ROOT / f"examples/{script}.py").read_text())
+    tree = ast.parse((ROOT / f"seal/cli/{script}.py").read_text())
     read = args_read(tree) | args_read(ast.parse(CLI.read_text())) | settings_read(tree)
     assert flags(script).keys() - read == set()
 

@@ -12,14 +12,16 @@ from laws_driver import make_dataset
 from scipy.stats import spearmanr
 from tiny import random_rows, row_alone, tiny_model
 
-from seal.errors import InputError
-from seal.models.attention import VARLEN
-from seal.selection.oracle import (
+sys.path.append(str(ROOT / "benchmarks"))
+from unrolled import (
     Oracle,
     ShortRun,
     linear_datamodelling_score,
     subset_weights,
 )
+
+from seal.errors import InputError
+from seal.models.attention import VARLEN
 from seal.trainer.step import epoch_batches
 
 N = 12

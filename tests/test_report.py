@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seal.assess.report import figures, write_report
-from seal.assess.report.rows import tenths
-from seal.assess.report.runs import read_metrics, thin
 from seal.assess.results import FORMAT, Comparison, Measure, Results, write_results
 from seal.command import report
 from seal.datasets import load_rows
 from seal.errors import InputError
+from seal.report import figures, write_report
+from seal.report.rows import tenths
+from seal.report.runs import read_metrics, thin
 from seal.selection.artefact import kept_mask, selection_meta, write_selection
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)

@@ -1,24 +1,20 @@
 """examples/score_dataset.py: every method writes its artefact, resumes, and refuses well."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
 from launch import ROOT, deepspeed
 from tiny_world import make_model, make_rows, write_rows
 
-from seal.assess.statistics import auroc
+from seal.cli.flags import score_parser
+from seal.cli.score_dataset import score
 from seal.datasets import load_rows, tokenize_rows
 from seal.errors import InputError
 from seal.models.actor import ModelSettings, load_actor
 from seal.selection.artefact import read_selection
 from seal.selection.scorers import ONE_PASS, folds_of, relative_contrast
-from seal.utils.cli import score_parser
+from seal.statistics import auroc
 from seal.utils.tokenizer import get_tokenizer
-
-sys.path.insert(0, str(ROOT / "examples"))
-from score_dataset import score
 
 pytestmark = pytest.mark.slow
 

@@ -5,9 +5,9 @@ import pytest
 from test_command import refused, seal_json
 from tiny_world import make_model, make_rows, write_rows
 
-from seal.assess.statistics import auroc
 from seal.datasets import load_rows
 from seal.selection.artefact import read_selection, selection_meta, write_selection
+from seal.statistics import auroc
 
 WORDS = {True: "lock gate key vault", False: "bread salt milk corn"}
 

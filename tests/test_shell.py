@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import seal
-from seal.utils import cli
+from seal.cli import flags as cli
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "examples/scripts"

@@ -8,7 +8,7 @@ from tiny import random_rows, row_alone, tiny_lora, tiny_model
 
 from seal.models.actor import Actor
 from seal.models.attention import VARLEN
-from seal.trainer.step import RowLosses, plan_micro_batches
+from seal.trainer.step import RowModel, plan_micro_batches
 from seal.utils.strategy import DeepspeedStrategy, Zero
 
 MAX_LEN = 24
@@ -38,7 +38,7 @@ class Packed:
         trainable = [p for p in actor.parameters() if p.requires_grad]
         self.engine = strategy.prepare(actor, torch.optim.AdamW(trainable))
         capacity = rows_held * MAX_LEN
-        self.losses = RowLosses(self.engine, strategy, make_dataset(ROWS), capacity)
+        self.losses = RowModel(self.engine, strategy, make_dataset(ROWS), capacity)
 
     def gradients(self):
         named = self.engine.module.model.named_parameters()

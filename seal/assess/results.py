@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field, fields
 import numpy as np
 
 from seal.assess.prompts import read_object
-from seal.assess.statistics import bootstrap_ci, clopper_pearson, paired_bootstrap
 from seal.errors import InputError
 from seal.files import atomic_path
+from seal.statistics import bootstrap_ci, clopper_pearson, paired_bootstrap
 
 FORMAT = "seal-results-1"
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from seal.assess.statistics import Interval, bootstrap_ci
 from seal.assess.verdicts import Verdict
+from seal.statistics import Interval, bootstrap_ci
 
 RIDGE = 1e-4  # keeps the fit finite when every pair is won or length decides every pair
 

@@ -21,7 +21,6 @@ from seal.command import (
     doctor,
     export,
     merge,
-    plan,
     report,
     score_new,
     show,
@@ -36,7 +35,6 @@ SUBCOMMANDS = (
     convert,
     score_new,
     merge,
-    plan,
     doctor,
     completion,
 )

@@ -17,7 +17,7 @@ from seal.errors import InputError
 from seal.files import atomic_path
 from seal.selection.artefact import UNSCORED, Selection, select_rows
 from seal.selection.keys import row_keys
-from seal.selection.published import load_selection
+from seal.selection.load import load_selection
 
 if TYPE_CHECKING:
     import datasets

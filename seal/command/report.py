@@ -42,7 +42,7 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> tuple[dict, str]:
     """Writes the report; returns where it is and its size in bytes, and the same for a reader."""
-    from seal.assess.report import write_report  # reads datasets: too slow for `seal --help`
+    from seal.report import write_report  # reads datasets: too slow for `seal --help`
 
     path = write_report(
         args.out,

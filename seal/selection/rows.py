@@ -9,7 +9,7 @@ from seal.datasets.prompts import to_messages
 from seal.errors import InputError
 from seal.selection.artefact import select_rows
 from seal.selection.keys import row_keys
-from seal.selection.published import load_selection
+from seal.selection.load import load_selection
 
 
 def kept_rows(

@@ -3,12 +3,12 @@
 import numpy as np
 from tqdm import tqdm
 
-from seal.trainer.step import RowLosses
+from seal.trainer.step import RowModel
 
 BATCH_ROWS = 1024
 
 
-def row_means(losses: RowLosses, rows: np.ndarray, note: str | None = None) -> np.ndarray:
+def row_means(losses: RowModel, rows: np.ndarray, note: str | None = None) -> np.ndarray:
     """Each row's mean loss, without gradients and without dropout.
 
     Args:
@@ -32,7 +32,7 @@ def row_means(losses: RowLosses, rows: np.ndarray, note: str | None = None) -> n
     return means
 
 
-def mean_loss(losses: RowLosses, n_rows: int, per: str) -> float:
+def mean_loss(losses: RowModel, n_rows: int, per: str) -> float:
     """Mean loss over the dataset's first `n_rows` rows.
 
     Args:

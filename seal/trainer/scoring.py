@@ -13,7 +13,7 @@ from seal.files import atomic_path
 from seal.trainer.checkpoint import FREE_ARGUMENTS
 from seal.trainer.evaluation import row_means
 from seal.trainer.sft_trainer import SFTPlan, SFTTrainer
-from seal.trainer.step import RowLosses
+from seal.trainer.step import RowModel
 
 if TYPE_CHECKING:
     from seal.utils.logger import Logger, NoLogger
@@ -52,7 +52,7 @@ class Parts:
                 "remove it, or give another --work_dir"
             )
 
-    def losses(self, name: str, losses: RowLosses) -> np.ndarray:
+    def losses(self, name: str, losses: RowModel) -> np.ndarray:
         """`row_means` of all rows, reading what an earlier run finished.
 
         Args:
@@ -85,7 +85,7 @@ class Parts:
         return np.concatenate([_load(path, rows) for path, rows in parts.items()])
 
 
-def tune(losses: RowLosses, plan: SFTPlan, logger: Logger | NoLogger) -> None:
+def tune(losses: RowModel, plan: SFTPlan, logger: Logger | NoLogger) -> None:
     """Plain SFT of the engine on its dataset."""
     SFTTrainer(losses, plan, logger, evaluations={}, save_checkpoint=_nothing).fit()
 

@@ -14,7 +14,7 @@ from seal.errors import NonFiniteLoss, Stopped
 from seal.models.selector import Selector
 from seal.trainer.evaluation import mean_loss
 from seal.trainer.step import (
-    RowLosses,
+    RowModel,
     cycled_batch,
     epoch_batches,
     require_finite,
@@ -82,16 +82,16 @@ class SelectorTrainer:
 
     def __init__(
         self,
-        losses: RowLosses,
+        losses: RowModel,
         n_safe: int,
         selector: Selector,
         selector_rate: Callable[[int], float],
         plan: SelectorPlan,
         logger: Logger | NoLogger,
-        evaluations: dict[str, tuple[RowLosses, int]],
+        evaluations: dict[str, tuple[RowModel, int]],
         save_epoch: Callable[[int], None],
         save_checkpoint: Callable[[int], None],
-        tracker: RowLosses | None = None,
+        tracker: RowModel | None = None,
     ):
         self.tracker = tracker
         self.losses = losses

@@ -12,7 +12,7 @@ import torch
 
 from seal.errors import NonFiniteLoss, Stopped
 from seal.trainer.evaluation import mean_loss
-from seal.trainer.step import RowLosses, epoch_batches, require_finite
+from seal.trainer.step import RowModel, epoch_batches, require_finite
 
 if TYPE_CHECKING:
     from seal.utils.logger import Logger, NoLogger
@@ -47,10 +47,10 @@ class SFTTrainer:
 
     def __init__(
         self,
-        losses: RowLosses,
+        losses: RowModel,
         plan: SFTPlan,
         logger: Logger | NoLogger,
-        evaluations: dict[str, tuple[RowLosses, int]],
+        evaluations: dict[str, tuple[RowModel, int]],
         save_checkpoint: Callable[[int], None],
         save_best: Callable[[int], None] | None = None,
     ):

@@ -79,7 +79,7 @@ def _least_loaded(lengths: np.ndarray, order: np.ndarray, n_bins: int) -> list[l
     return bins
 
 
-class RowLosses:
+class RowModel:
     """Runs an engine over sets of rows of one dataset.
 
     Args:

@@ -24,7 +24,7 @@ import torch
 from seal.datasets import load_rows
 from seal.errors import InputError
 from seal.selection.artefact import read_selection, selection_meta, write_selection
-from seal.selection.published import load_selection
+from seal.selection.load import load_selection
 
 SWEEP = 500  # rounds between two clean-ups of the cache
 STRANGE = [None, True, -1, 2**70, 1e308, "", "\x00", "\ud800", "é" * 3000]

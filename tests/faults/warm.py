@@ -13,11 +13,17 @@ import time
 import traceback
 from pathlib import Path
 
-from launch import ROOT, environment, free_port
+from launch import environment, free_port
 
 RANKS = 2
 GRACE_SECONDS = 30  # from SIGTERM to SIGKILL, as DeepSpeed's launcher gives it
-PRELOADED = ["warm", "train_sft", "train_sft_selector", "score_dataset", "seal.utils.strategy"]
+PRELOADED = [
+    "warm",
+    "seal.cli.train_sft",
+    "seal.cli.train_sft_selector",
+    "seal.cli.score_dataset",
+    "seal.utils.strategy",
+]
 
 
 class WarmRun:
@@ -106,6 +112,3 @@ def _fork(rank: int, script: str, words: list[str]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
-
-
-sys.path.insert(0, str(ROOT / "examples"))

@@ -9,18 +9,18 @@ import datasets
 import jinja2
 
 from seal import __version__
-from seal.assess.report import figures, sections
-from seal.assess.report.evaluation import read_evaluation
-from seal.assess.report.rows import (
+from seal.errors import InputError
+from seal.files import atomic_path
+from seal.report import figures, sections
+from seal.report.evaluation import read_evaluation
+from seal.report.rows import (
     Origin,
     answer_lengths,
     column_groups,
     find_origin,
     score_rows,
 )
-from seal.assess.report.runs import read_metrics, read_seconds
-from seal.errors import InputError
-from seal.files import atomic_path
+from seal.report.runs import read_metrics, read_seconds
 from seal.selection.artefact import read_selection
 from seal.selection.calibration import recall_at
 
@@ -156,7 +156,7 @@ def _not_given(dataset, results, metrics, meta: dict) -> list[str]:
 
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("seal.assess.report", package_path=""),
+        loader=jinja2.PackageLoader("seal.report", package_path=""),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import rankdata
 
-from seal.assess.report import figures
-from seal.assess.report.figures import number, percent
-from seal.assess.report.rows import MAX_GROUPS, Groups, Origin, Scored, row_text, tenths
-from seal.assess.report.runs import Series, thin
-from seal.assess.statistics import auroc
+from seal.report import figures
+from seal.report.figures import number, percent
+from seal.report.rows import MAX_GROUPS, Groups, Origin, Scored, row_text, tenths
+from seal.report.runs import Series, thin
+from seal.statistics import auroc
 
 _BINS = 48
 

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from seal.assess.prompts import read_object
-from seal.assess.report import figures
-from seal.assess.report.figures import number, percent
-from seal.assess.report.runs import read_seconds
 from seal.assess.results import FORMAT, Measure, Results, read_results
-from seal.assess.statistics import clopper_pearson
 from seal.errors import InputError
+from seal.report import figures
+from seal.report.figures import number, percent
+from seal.report.runs import read_seconds
+from seal.statistics import clopper_pearson
 
 MOST_LINES = 40  # comparisons shown; the rest is counted
 _TITLES = {

@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from seal.assess.report.figures import number
 from seal.datasets import load_rows, read_raw
 from seal.errors import InputError
+from seal.report.figures import number
 from seal.selection.artefact import Selection, kept_mask
 from seal.selection.keys import RowIndex
 

@@ -1,0 +1,1 @@
+"""The bodies of the scripts in examples, and their flags."""

@@ -1,0 +1,170 @@
+"""Supervised fine-tuning on the rows a selector keeps.
+
+    deepspeed train_sft.py --pretrain MODEL --dataset user.jsonl --selector_path S --topp 0.8
+
+Without `--selector_path`, or with `--topp 1`, this is plain SFT on every row. Writes the model,
+or its LoRA adapter, and its model card to `--save_path`.
+"""
+
+import math
+from contextlib import closing
+from pathlib import Path
+
+from seal.cli import flags
+from seal.datasets import concatenate, load_rows, tokenize_rows
+from seal.errors import InputError
+from seal.models.actor import ModelSettings, load_actor
+from seal.models.attention import attention_note
+from seal.provenance import sha256_of_file
+from seal.selection.artefact import select_rows
+from seal.selection.calibration import auto_topp
+from seal.selection.load import load_selection
+from seal.trainer.checkpoint import Checkpoints
+from seal.trainer.sft_trainer import SFTPlan, SFTTrainer
+from seal.trainer.step import RowModel
+from seal.utils import entry, record
+from seal.utils.card import write_card
+from seal.utils.logger import last_metrics
+from seal.utils.schedule import schedule_factor
+from seal.utils.tokenizer import get_tokenizer
+
+NOTE = (
+    "selector {selector}: {kept} of {rows} rows kept at topp {topp:g}; {unscored} rows had no "
+    "score, {missing} scored rows are not in this dataset"
+)
+EVAL_ON_TRAIN_ROWS = 1000  # enough for a loss, cheap enough to take often
+
+
+def train(args) -> None:
+    """Runs the whole second stage."""
+    if args.topp != "auto" and not 0 < args.topp <= 1:
+        raise InputError(f"--topp must be in (0, 1], got {args.topp:g}; 0.8 keeps 80 %")
+    if args.save_best and not args.eval_dataset:
+        raise InputError("--save_best compares losses on --eval_dataset; give one")
+    strategy = flags.get_strategy(args)
+    tokenizer = get_tokenizer(args.pretrain, **flags.tokenizer_flags(args))
+    rows, held_out, selected = read_data(args, strategy, tokenizer)
+    steps_per_epoch = -(-len(rows) // args.train_batch_size)
+    steps = args.max_epochs * steps_per_epoch
+
+    factor = schedule_factor(args.lr_scheduler, steps)
+    with strategy.loading():
+        actor = load_actor(flags.settings(ModelSettings, args))
+    optimizer = strategy.create_optimizer(actor, args.learning_rate, args.l2)
+    engine = strategy.prepare(actor, optimizer, factor)
+    strategy.print(attention_note(args.flash_attn, args.attn_implementation, args.bf16))
+    capacity = args.micro_train_batch_size * args.max_len
+    losses = RowModel(engine, strategy, rows, capacity, args.aux_loss_coef)
+    evaluations = {}
+    if held_out:
+        evaluations["eval"] = (RowModel(engine, strategy, held_out, capacity), len(held_out))
+    if args.eval_on_train:
+        evaluations["eval_on_train"] = (losses, min(len(rows), EVAL_ON_TRAIN_ROWS))
+
+    checkpoints = Checkpoints(
+        strategy=strategy, engines=[engine], **flags.checkpoint_flags(args, rows.ids)
+    )
+    first_step, state = 0, {"best_loss": math.inf}
+    if args.load_checkpoint:
+        first_step, state = checkpoints.load(args.load_checkpoint)
+    strategy.claim(args.save_path, args.ckpt_path)
+    strategy.on_rank_0(lambda: record.write_config(vars(args), args.save_path))
+    logger = flags.get_logger(args, args.save_path, strategy.is_rank_0(), steps, first_step)
+
+    def save_best(step: int) -> None:
+        strategy.save_model(engine, tokenizer, f"{args.save_path}/best")
+        strategy.print(f"best so far: {args.save_path}/best, step {step}")
+
+    trainer = SFTTrainer(
+        losses=losses,
+        plan=flags.settings(SFTPlan, args, **flags.cadence(args, steps_per_epoch)),
+        logger=logger,
+        evaluations=evaluations,
+        save_checkpoint=lambda step: checkpoints.save(step, {"best_loss": trainer.best_loss}),
+        save_best=save_best if args.save_best else None,
+    )
+    trainer.best_loss = state["best_loss"]
+    with closing(logger), strategy.stoppable():
+        trainer.fit(first_step)
+        strategy.save_model(engine, tokenizer, args.save_path)
+    strategy.on_rank_0(lambda: record.write_config(vars(args), args.save_path))
+    strategy.on_rank_0(lambda: describe(args, rows, selected))
+    strategy.print(f"model: {args.save_path}")
+
+
+def read_data(args, strategy, tokenizer):
+    """The rows to train on, the evaluation rows or None, and what `select` says of its choice."""
+
+    def read(names, probs="1.0"):
+        rows = load_rows(names, probs=probs, **flags.source_flags(args))
+        return tokenize_rows(rows, tokenizer, **flags.text_flags(args))
+
+    rows = strategy.main_first(lambda: read(args.dataset, args.dataset_probs))
+    strategy.print(f"rows: {rows}")
+    if args.topp == "auto" and not args.selector_path:
+        raise InputError("--topp auto needs --selector_path, a selector scored with canaries")
+    selected = {}
+    if args.selector_path and args.topp != 1:
+        everything = rows
+        rows, selected = strategy.main_first(lambda: select(args, everything))
+        strategy.print(NOTE.format(**selected))
+        strategy.print(f"kept: {rows}")
+    if args.safeinstr_dataset:
+        safe = strategy.main_first(lambda: read(args.safeinstr_dataset))
+        strategy.print(f"mixed in: {safe}")
+        rows = concatenate(rows, safe)
+    if not args.eval_dataset:
+        return rows, None, selected
+    held_out = strategy.main_first(lambda: read(args.eval_dataset)).without(rows)
+    strategy.print(f"evaluation rows: {held_out}")
+    return rows, held_out, selected
+
+
+def select(args, rows):
+    """The rows the selector keeps, and the facts of how they were found."""
+    published = {}
+    if args.selector_path.endswith(".pt"):  # bare logits: their rows are found by replay
+        published = {
+            "rows": load_rows(args.dataset, probs=args.dataset_probs, **flags.source_flags(args)),
+            "tokenizer": get_tokenizer(args.selector_tokenizer or args.pretrain),
+            "max_len": args.selector_max_len or args.max_len,
+            "input_template": args.input_template,
+        }
+    selection = load_selection(args.selector_path, **published)
+    topp = args.topp
+    if topp == "auto":
+        topp = auto_topp(selection, args.max_canary_kept, args.confidence)
+    selected = select_rows(rows.ids, rows.occurrences, selection, topp, args.unscored)
+    facts = {
+        "selector": args.selector_path,
+        "sha256": sha256_of_file(args.selector_path),
+        "method": selection.meta["method"],
+        "topp": topp,
+        "kept": len(selected.indices),
+        "rows": len(rows),
+        "unscored": selected.unscored,
+        "missing": selected.missing,
+        "dataset": rows.fingerprint,
+        "dataset scored": selection.meta["dataset"]["fingerprint"],
+    }
+    return rows.select(selected.indices), facts
+
+
+def describe(args, rows, selected) -> None:
+    """Writes the model card."""
+    trained = {"dataset": args.dataset, "fingerprint": rows.fingerprint, "rows": len(rows)}
+    trained |= {"tokens": int(rows.lengths.sum()), "cut to max_len": rows.truncated}
+    facts = {"Rows": trained, "Metrics at the end": last_metrics(args.save_path)}
+    if selected:
+        facts = {"Selection": selected | {"selector": Path(args.selector_path).name}, **facts}
+    which = "the rows that a selector keeps" if selected else "every row of its dataset"
+    write_card(args.save_path, f"Fine-tuned on {which}.", facts, record.run_config(vars(args)))
+
+
+def main() -> None:
+    """Runs the script on the command line's flags."""
+    train(flags.sft_parser().parse_args())
+
+
+if __name__ == "__main__":
+    entry.run(main)

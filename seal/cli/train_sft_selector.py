@@ -1,0 +1,221 @@
+"""Train a data selector by bilevel optimisation.
+
+    deepspeed train_sft_selector.py --pretrain MODEL --dataset safe.jsonl --new_dataset user.jsonl
+
+Writes `<selector_save_dir>/<selector_name>_<activation>.parquet` (and `_ep<k>` after each epoch).
+"""
+
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+
+from seal.cli import flags
+from seal.datasets import concatenate, load_rows, tokenize_rows
+from seal.errors import InputError
+from seal.models.actor import MAIN, TRACKER, ModelSettings, load_actor
+from seal.models.attention import attention_note
+from seal.models.selector import Selector
+from seal.provenance import sha256_of_file
+from seal.selection.artefact import selection_meta, write_selection
+from seal.selection.calibration import calibrate, draw_canaries
+from seal.selection.scorers import relative_contrast
+from seal.trainer.checkpoint import Checkpoints
+from seal.trainer.evaluation import row_means
+from seal.trainer.selector_trainer import SelectorPlan, SelectorTrainer
+from seal.trainer.step import RowModel
+from seal.utils import entry, record
+from seal.utils.card import write_card
+from seal.utils.logger import last_metrics
+from seal.utils.schedule import schedule_factor
+from seal.utils.tokenizer import get_tokenizer
+
+ESTIMATORS = ("penalty", "penalty_gap")
+MANY_VISITS = 24  # of each safe row; the demo's loop went wrong from 72 on (docs/footguns.md)
+
+
+def train(args) -> None:
+    """Runs the whole first stage."""
+    check(args)
+    strategy = flags.get_strategy(args)
+    tokenizer = get_tokenizer(args.pretrain, **flags.tokenizer_flags(args))
+    safe, user, canaries, held_out = read_data(args, strategy, tokenizer)
+    pool = concatenate(user, canaries) if canaries else user
+    visits = args.max_epochs * len(pool) / len(safe)
+    if visits > MANY_VISITS:
+        strategy.print(
+            f"note: training visits each safe row {visits:.0f} times and may learn them by heart: "
+            "lower --max_epochs, add safe rows, or use score_dataset.py --method relative_excess"
+        )
+    selector = Selector(len(pool), args.selector_activation, args.selector_optim)
+    steps_per_epoch = -(-len(pool) // args.train_batch_size)
+    steps = args.max_epochs * steps_per_epoch
+    selector_factor = schedule_factor(args.selector_lr_scheduler, steps)
+    losses, tracker = prepare_models(args, strategy, concatenate(safe, pool), steps)
+    evaluations = {}
+    if held_out:
+        evaluated = RowModel(losses.engine, strategy, held_out, losses.capacity, adapter=MAIN)
+        evaluations["eval"] = (evaluated, len(held_out))
+
+    base = Path(args.selector_save_dir) / f"{args.selector_name}_{args.selector_activation}"
+    meta = describe(args, user)
+
+    def save(path: str, score=None) -> None:
+        score = selector.logits.double().numpy() if score is None else score
+        columns = selector_columns(user, selector, score)
+        extra = {}
+        if canaries:
+            extra = {"calibration": calibrate(score[: len(user)], score[len(user) :], args.seed)}
+        strategy.on_rank_0(lambda: write_selection(path, columns, meta | extra))
+
+    engines = [losses.engine] + ([tracker.engine] if tracker and not args.lora_rank else [])
+    snapshots = flags.checkpoint_flags(args, losses.dataset.ids)
+    checkpoints = Checkpoints(strategy=strategy, engines=engines, **snapshots)
+    first_step = 0
+    if args.load_checkpoint:
+        first_step, state = checkpoints.load(args.load_checkpoint)
+        selector.load_state_dict(state)
+    strategy.claim(base, args.ckpt_path, *filter(None, [args.save_path]))
+    strategy.on_rank_0(lambda: record.write_config(vars(args), base))
+    logger = flags.get_logger(args, base, strategy.is_rank_0(), steps, first_step)
+    trainer = SelectorTrainer(
+        losses=losses,
+        n_safe=len(safe),
+        selector=selector,
+        selector_rate=lambda step: args.selector_learning_rate * selector_factor(step),
+        plan=flags.settings(SelectorPlan, args, **flags.cadence(args, steps_per_epoch)),
+        logger=logger,
+        evaluations=evaluations,
+        save_epoch=lambda epoch: save(f"{base}_ep{epoch}.parquet"),
+        save_checkpoint=lambda step: checkpoints.save(step, selector.state_dict()),
+        tracker=tracker,
+    )
+    with closing(logger), strategy.stoppable():
+        trainer.fit(first_step)
+        save(f"{base}.parquet", final_score(losses, tracker, len(safe)) if tracker else None)
+    strategy.print(f"selector: {base}.parquet, {len(user)} rows scored")
+    if args.save_path:
+        strategy.save_model(losses.engine, tokenizer, args.save_path)
+        strategy.on_rank_0(lambda: record.write_config(vars(args), args.save_path))
+        strategy.on_rank_0(lambda: write_model_card(args, base, safe, user))
+
+
+def check(args) -> None:
+    """Refuses what this script alone can know to be wrong."""
+    if not 0 < args.upperlevel_weight <= 1 or args.upperlevel_weight_decay < 0:
+        raise InputError(
+            f"--upperlevel_weight must be in (0, 1] and its decay not negative, "
+            f"got {args.upperlevel_weight} and {args.upperlevel_weight_decay}"
+        )
+    if args.selector_estimator not in ESTIMATORS:
+        known = list(ESTIMATORS)
+        raise InputError(f"--selector_estimator {args.selector_estimator}: known are {known}")
+
+
+def read_data(args, strategy, tokenizer):
+    """The safe rows, the user's, the canaries or None, the evaluation rows or None, tokenised."""
+
+    def read(names, probs="1.0"):
+        rows = load_rows(names, probs=probs, **flags.source_flags(args))
+        return tokenize_rows(rows, tokenizer, **flags.text_flags(args))
+
+    safe = strategy.main_first(lambda: read(args.dataset, args.dataset_probs))
+    user = strategy.main_first(lambda: read(args.new_dataset))
+    strategy.print(f"safe rows: {safe}\nuser rows: {user}")
+    canaries = held_out = None
+    if args.canary_dataset:
+        known_bad = strategy.main_first(lambda: read(args.canary_dataset))
+        canaries = draw_canaries(known_bad, safe, user, args.canary_fraction, args.seed)
+        strategy.print(f"canaries: {canaries}")
+    if args.eval_dataset:
+        held_out = strategy.main_first(lambda: read(args.eval_dataset)).without(safe, user)
+        strategy.print(f"evaluation rows: {held_out}")
+    return safe, user, canaries, held_out
+
+
+def prepare_models(args, strategy, rows, steps):
+    """The model over all rows, and the lower level's tracker (None for Algorithm 2).
+
+    With LoRA the tracker is a second adapter of the same engine, otherwise a second engine.
+    """
+    gap = args.selector_estimator == "penalty_gap"
+    factor = schedule_factor(args.lr_scheduler, steps)
+    strategy.print(attention_note(args.flash_attn, args.attn_implementation, args.bf16))
+
+    def prepared():
+        with strategy.loading():
+            actor = load_actor(flags.settings(ModelSettings, args))
+        if gap and args.lora_rank:
+            actor.add_tracker()
+        optimizer = strategy.create_optimizer(actor, args.learning_rate, args.l2)
+        return strategy.prepare(actor, optimizer, factor)
+
+    def over_rows(engine, adapter):
+        capacity = args.micro_train_batch_size * args.max_len
+        return RowModel(engine, strategy, rows, capacity, args.aux_loss_coef, adapter)
+
+    engine = prepared()
+    if not gap:
+        return over_rows(engine, MAIN), None
+    return over_rows(engine, MAIN), over_rows(engine if args.lora_rank else prepared(), TRACKER)
+
+
+def final_score(losses, tracker, n_safe):
+    """One contrast pass with the final models, float64 [user rows].
+
+    The trained logit carries the noise of early visits, when both models were still alike.
+    """
+    rows = np.arange(n_safe, len(losses.dataset))
+    tracked, loss = row_means(tracker, rows, "tracker"), row_means(losses, rows, "model")
+    return relative_contrast(tracked, loss)
+
+
+def describe(args, user) -> dict:
+    """The artefact's metadata."""
+    run = record.run_config(vars(args))
+    return {"command": run["command"]} | selection_meta(
+        method=args.selector_estimator,
+        arguments=run["arguments"],
+        fingerprint=user.fingerprint,
+        raw=user.raw,
+        skipped=user.skipped,
+        model=args.pretrain,
+        tokenizer=args.pretrain,
+        max_len=args.max_len,
+        seed=args.seed,
+    )
+
+
+def write_model_card(args, base: Path, safe, user) -> None:
+    """The card of the model that was trained along with the selector."""
+    path = Path(f"{base}.parquet")
+    data = {"safe rows": len(safe), "safe": safe.fingerprint, "user rows": len(user)}
+    facts = {
+        "Selector": {"selector": path.name, "sha256": sha256_of_file(path)},
+        "Rows": data | {"user": user.fingerprint},
+        "Metrics at the end": last_metrics(base),
+    }
+    summary = "Trained along with a selector: on safe rows, and on others by their weight."
+    write_card(args.save_path, summary, facts, record.run_config(vars(args)))
+
+
+def selector_columns(user, selector, score) -> dict:
+    """The artefact's columns; the canaries, which come last, are left out."""
+    scored = {
+        "score": score,
+        "logit": selector.logits,
+        "weight": selector.final_weights(),
+        "visits": selector.visits,
+        "loss": selector.mean_losses(),
+    }
+    names = {"id": user.ids, "occurrence": user.occurrences, "row": user.row_numbers}
+    return names | {name: column[: len(user)] for name, column in scored.items()}
+
+
+def main() -> None:
+    """Runs the script on the command line's flags."""
+    train(flags.selector_parser().parse_args())
+
+
+if __name__ == "__main__":
+    entry.run(main)

@@ -1,0 +1,40 @@
+"""The one door for selectors: an artefact (.parquet) or a published file (.pt)."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from seal.errors import InputError
+from seal.selection.artefact import Selection, read_selection
+from seal.selection.published import INPUT_TEMPLATE, published_selection
+
+if TYPE_CHECKING:
+    import datasets
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_selection(
+    path: str | os.PathLike,
+    rows: "datasets.Dataset | None" = None,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    max_len: int | None = None,
+    input_template: str = INPUT_TEMPLATE,
+) -> Selection:
+    """Reads a selector of either kind: an artefact (.parquet) or a published file (.pt).
+
+    The other arguments are needed for a `.pt` only, as in `published_selection`.
+
+    Raises:
+        InputError: another suffix, or a `.pt` without the dataset, tokenizer and max_len.
+    """
+    suffix = Path(path).suffix
+    if suffix == ".parquet":
+        return read_selection(path)
+    if suffix != ".pt":
+        raise InputError(f"{path}: a selector is a .parquet or a published .pt, got {suffix!r}")
+    if rows is None or tokenizer is None or max_len is None:
+        raise InputError(
+            f"{path}: a .pt does not name its rows; give the dataset it was trained on, "
+            "--selector_tokenizer and --selector_max_len, or `seal convert` it once"
+        )
+    return published_selection(path, rows, tokenizer, max_len, input_template)
