@@ -4,7 +4,9 @@ Registered with transformers under `VARLEN`, so every model that looks its atten
 (Llama, Mistral, Phi-3, GPT-NeoX, Qwen3, ...) can use it.
 """
 
+import functools
 import importlib.util
+import inspect
 
 import torch
 import torch.nn.functional as F
@@ -46,10 +48,22 @@ def _sdpa_by_row(query, key, value, cu_seqlens, scaling, dropout, sliding_window
     return torch.cat(rows, dim=2).transpose(1, 2)
 
 
+@functools.cache
+def _varlen_groups() -> bool:
+    """Whether torch's kernel takes fewer key and value heads than queries (2.11 does not)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+
 def _torch_varlen(query, key, value, cu_seqlens, longest, scaling, sliding_window):
     """torch's own variable-length kernel (CUDA, half precision, no dropout)."""
     from torch.nn.attention.varlen import varlen_attn
 
+    grouped = query.shape[1] != key.shape[1]
+    if grouped and not _varlen_groups():
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+        grouped = False
     left = -1 if sliding_window is None else sliding_window - 1
     return varlen_attn(
         query[0].transpose(0, 1),
@@ -61,7 +75,7 @@ def _torch_varlen(query, key, value, cu_seqlens, longest, scaling, sliding_windo
         longest,
         scale=scaling,
         window_size=(left, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **({"enable_gqa": True} if grouped else {}),
     )[None]
 
 
