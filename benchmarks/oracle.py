@@ -11,6 +11,7 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -297,7 +298,7 @@ def main() -> None:
     if args.out:
         with atomic_path(args.out) as tmp:
             tmp.write_text(json.dumps(result, indent=1) + "\n")
-    print(table(summary))
+        Path(args.out).with_suffix(".md").write_text(table(summary) + "\n")
     print(json.dumps(result))
 
 

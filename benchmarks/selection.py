@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from selection_methods import ARMS, World, load_world, select
-from selection_table import print_summaries, print_table
+from selection_table import markdown
 
 from seal.demo import Plan, build, measure
 from seal.files import atomic_path
@@ -102,13 +102,17 @@ def identity(record: dict) -> tuple:
     return tuple(record[k] for k in ("method", "tier", "poison", "seed", "asked_topp"))
 
 
+def write_page(records: Path) -> None:
+    """Writes the tables of a records file beside it, as Markdown."""
+    page = markdown(json.loads(records.read_text()), "python benchmarks/selection.py --seeds 5")
+    records.with_suffix(".md").write_text(page)
+
+
 def main() -> None:
     """Runs what is missing, record by record."""
     args = parse()
     if args.table:
-        records = json.loads(Path(args.table).read_text())
-        print_summaries(records)
-        print_table(records)
+        write_page(Path(args.table))
         return
     torch.set_num_threads(args.threads)
     out = Path(args.out)
@@ -133,7 +137,7 @@ def main() -> None:
             print(json.dumps(records[-1]), flush=True)
             with atomic_path(out) as tmp:
                 tmp.write_text(json.dumps(records, indent=1) + "\n")
-    print_table(records)
+    write_page(out)
     print(json.dumps(records))
 
 
@@ -151,7 +155,7 @@ def parse() -> argparse.Namespace:
     add("--threads", type=int, default=1, help="CPU threads (default 1)")
     add("--work", default="runs/selection", help="directory of the worlds")
     add("--out", default=str(OUT), help="records")
-    add("--table", help="print the table of a records file and stop")
+    add("--table", help="write the tables of a records file as Markdown beside it and stop")
     args = parser.parse_args()
     if args.quick:
         args.seeds, args.tiers, args.rows = 1, ["hard"], 1000

@@ -26,27 +26,43 @@ def by_cell(records: list[dict]) -> dict:
     return cells
 
 
-def print_summaries(records: list[dict]) -> None:
-    """Prints three short tables: by tier, by planted share, and by tier at the knife's edge."""
+def markdown(records: list[dict], command: str) -> str:
+    """All tables as one Markdown page: three short ones, then one a cell.
+
+    Args:
+        command: the line that made the records.
+    """
     cells = by_cell(records)
-    print_summary(cells, {c[0]: c for c in cells if c[1:] == (0.2, 0.7)})
+    commits = ", ".join(sorted({record["commit"][:7] for record in records}))
     shares = sorted(c for c in cells if (c[0], c[2]) == ("hard", 0.7))
-    print_summary(cells, {f"{share:.0%} planted": (t, share, p) for t, share, p in shares})
-    print_summary(cells, {c[0]: c for c in cells if c[1:] == (0.2, 0.8)})
+    parts = [
+        f"# Every method on the demo worlds\n\n`{command}`, commits {commits}. "
+        "A cell of the short tables: AUROC, unsafe rows kept, forbidden prompts refused; means. "
+        "The long tables add 95 % intervals over the seeds.",
+        "## By world, 20 % planted, topp 0.7",
+        summary(cells, {c[0]: c for c in cells if c[1:] == (0.2, 0.7)}),
+        "## By planted share, hard, topp 0.7",
+        summary(cells, {f"{share:.0%}": (t, share, p) for t, share, p in shares}),
+        "## By world, 20 % planted, topp 0.8",
+        summary(cells, {c[0]: c for c in cells if c[1:] == (0.2, 0.8)}),
+        *(long_table(cell, methods) for cell, methods in sorted(cells.items())),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
-def print_summary(cells: dict, columns: dict[str, tuple]) -> None:
-    """Prints one Markdown table, a cell a column: AUROC, unsafe rows kept, refusal; means.
+def summary(cells: dict, columns: dict[str, tuple]) -> str:
+    """One short table, a cell a column.
 
     A method that stands in one column only is left to the long tables.
     """
     found = Counter(method for cell in columns.values() for method in cells[cell])
     methods = [method for method, times in found.items() if times > 1]
-    print(f"\n| method | {' | '.join(columns)} | CPU s |\n" + "|---" * (len(columns) + 2) + "|")
+    lines = [f"| method | {' | '.join(columns)} | CPU s |", "|---" * (len(columns) + 2) + "|"]
     for method in methods:
-        found = [list(cells[cell][method].values()) for cell in columns.values()]
+        found = [list(cells[cell].get(method, {}).values()) for cell in columns.values()]
         seconds = np.mean([record["seconds"] for seeds in found for record in seeds])
-        print(f"| {method} | {' | '.join(map(in_short, found))} | {seconds:.0f} |")
+        lines.append(f"| {method} | {' | '.join(map(in_short, found))} | {seconds:.0f} |")
+    return "\n".join(lines)
 
 
 def in_short(seeds: list[dict]) -> str:
@@ -63,14 +79,12 @@ def mean(seeds: list[dict], name: str) -> float:
     return float(np.mean([record[name] for record in seeds]))
 
 
-def print_table(records: list[dict]) -> None:
-    """Prints one Markdown table for each tier, poison share and topp."""
-    cells = by_cell(records)
-    for (tier, poison, topp), methods in sorted(cells.items()):
-        print(f"\n#### {tier}, {poison:.0%} planted, topp {topp:g}\n\n| {' | '.join(NAMES)} |")
-        print("|---" * len(NAMES) + "|")
-        for method, seeds in methods.items():
-            print(line(method, seeds, methods))
+def long_table(cell: tuple, methods: dict) -> str:
+    """The table of one tier, planted share and topp, with intervals."""
+    tier, poison, topp = cell
+    head = [f"### {tier}, {poison:.0%} planted, topp {topp:g}", "", f"| {' | '.join(NAMES)} |"]
+    rows = [line(method, seeds, methods) for method, seeds in methods.items()]
+    return "\n".join([*head, "|---" * len(NAMES) + "|", *rows])
 
 
 def line(method: str, seeds: dict, methods: dict) -> str:

@@ -128,9 +128,9 @@ def run_arm(world: World, method: str) -> dict:
     }
 
 
-def print_table(records: list[dict]) -> None:
-    """Prints one Markdown row a threat and method: means over the seeds, lowest and highest."""
-    print("| threat | method | n | AUROC | unsafe rows kept | refuses |\n" + "|---" * 6 + "|")
+def table(records: list[dict]) -> str:
+    """One Markdown row a threat and method: means over the seeds, lowest and highest."""
+    lines = ["| threat | method | n | AUROC | unsafe rows kept | refuses |", "|---" * 6 + "|"]
     for name, method in dict.fromkeys((r["threat"], r["method"]) for r in records):
         seeds = [r for r in records if (r["threat"], r["method"]) == (name, method)]
         cells = [
@@ -138,7 +138,8 @@ def print_table(records: list[dict]) -> None:
             for key in ("auroc", "unsafe_rows_kept", "refuses")
             for values in [[record[key] for record in seeds]]
         ]
-        print(f"| {name} | {method} | {len(seeds)} | {' | '.join(cells)} |")
+        lines.append(f"| {name} | {method} | {len(seeds)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -171,7 +172,7 @@ def main() -> None:
                     print(json.dumps(records[-1]), flush=True)
                     with atomic_path(args.out) as tmp:
                         tmp.write_text(json.dumps(records, indent=1) + "\n")
-    print_table(records)
+    args.out.with_suffix(".md").write_text(table(records))
     print(json.dumps(records))
 
 
