@@ -192,7 +192,7 @@ def test_a_config_is_read_like_its_flags(tmp_path):
     words += ["--target_modules", "q_proj", "v_proj", "--input_template", "Q: {}\nA: ", "--bf16"]
     expected = vars(cli.sft_parser().parse_args([*words, "--topp", "auto"]))
     found = vars(configured(tmp_path, CONFIG))
-    assert found.pop("config") == str(tmp_path / "run.yaml") and expected.pop("config") is None
+    assert found.pop("config") == [str(tmp_path / "run.yaml")] and expected.pop("config") is None
     assert found == expected
 
 
@@ -201,6 +201,12 @@ def test_flags_override_the_config(tmp_path):
     found = configured(tmp_path, CONFIG, *words)
     assert (found.max_len, found.target_modules, found.flash_attn) == (64, ["k_proj"], True)
     assert (found.dataset, found.learning_rate) == ("T", 1e-5)
+
+
+def test_of_several_configs_the_later_wins(tmp_path):
+    (tmp_path / "later.yaml").write_text("max_len: 32\n")
+    found = configured(tmp_path, CONFIG, "--config", str(tmp_path / "later.yaml"))
+    assert (found.max_len, found.learning_rate) == (32, 1e-5)
 
 
 @pytest.mark.parametrize(

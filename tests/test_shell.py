@@ -60,8 +60,8 @@ def setup_requirements():
 
 
 def command_of(script):
-    """The words a script hands to `launch`, variables still in them."""
-    text = script.read_text().replace("\\\n", " ")
+    """The words a script hands to `launch`, its variables but for SEAL_ROOT still in them."""
+    text = script.read_text().replace("\\\n", " ").replace("$SEAL_ROOT", str(ROOT))
     line = next(line for line in text.splitlines() if line.startswith("launch "))
     return shlex.split(line)[1:]
 

@@ -7,29 +7,8 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 
-launch train_sft.py \
-    --seed 42 \
+launch train_sft.py --config "$SEAL_ROOT/examples/scripts/llama3.yaml" \
     --dataset "$SEAL_DATA/RedOrca" \
-    --dataset_probs 1.0 \
-    --max_samples 112000 \
-    --max_len 2048 \
-    --pretrain meta-llama/Meta-Llama-3-8B-Instruct \
-    --selector_path "$SEAL_ROOT/ckpt/llama3_softmax.parquet" \
-    --topp 0.8 \
-    --save_path "$SEAL_ROOT/runs/llama3-seal80" \
-    --max_epochs 2 \
-    --train_batch_size 64 \
-    --micro_train_batch_size 1 \
-    --learning_rate 1e-5 \
-    --lr_scheduler constant \
-    --lora_rank 16 \
-    --lora_alpha 16 \
-    --target_modules q_proj v_proj \
-    --zero_stage 3 \
-    --bf16 \
-    --gradient_checkpointing \
-    --flash_attn \
-    --save_steps -1 \
-    --logging_steps 1 \
-    --eval_steps -1 \
+    --selector_path "$SEAL_ROOT/ckpt/llama3_softmax.parquet" --topp 0.8 \
+    --save_path "$SEAL_ROOT/runs/llama3-seal80" --max_epochs 2 \
     "$@"

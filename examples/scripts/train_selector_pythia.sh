@@ -8,33 +8,11 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 
-launch train_sft_selector.py \
-    --seed 42 \
-    --dataset "$SEAL_DATA/BlueOrca" \
-    --dataset_probs 1.0 \
-    --new_dataset "$SEAL_DATA/RedOrca" \
-    --max_samples 112000 \
-    --max_len 2048 \
+launch train_sft_selector.py --config "$SEAL_ROOT/examples/scripts/pythia.yaml" \
     --pretrain "$SEAL_ROOT/ckpt/pythia-2.8b-aligned" \
-    --selector_name pythia \
-    --selector_save_dir "$SEAL_ROOT/ckpt" \
-    --selector_estimator penalty \
-    --selector_activation softmax \
-    --selector_optim adam \
-    --selector_learning_rate 4e-3 \
-    --selector_lr_scheduler constant \
-    --upperlevel_weight 1.0 \
-    --upperlevel_weight_decay 0.02 \
-    --max_epochs 2 \
-    --train_batch_size 64 \
-    --micro_train_batch_size 4 \
-    --learning_rate 1e-5 \
-    --lr_scheduler constant \
-    --zero_stage 3 \
-    --bf16 \
-    --gradient_checkpointing \
-    --flash_attn \
-    --save_steps -1 \
-    --logging_steps 1 \
-    --eval_steps -1 \
+    --dataset "$SEAL_DATA/BlueOrca" --new_dataset "$SEAL_DATA/RedOrca" \
+    --selector_name pythia --selector_save_dir "$SEAL_ROOT/ckpt" \
+    --selector_estimator penalty --selector_activation softmax --selector_optim adam \
+    --selector_learning_rate 4e-3 --selector_lr_scheduler constant \
+    --upperlevel_weight 1.0 --upperlevel_weight_decay 0.02 --max_epochs 2 \
     "$@"

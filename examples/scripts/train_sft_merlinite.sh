@@ -4,27 +4,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 
-launch train_sft.py \
-    --seed 42 \
+launch train_sft.py --config "$SEAL_ROOT/examples/scripts/merlinite.yaml" \
     --dataset "$SEAL_DATA/RedOrca" \
-    --dataset_probs 1.0 \
-    --max_samples 112000 \
-    --max_len 2048 \
-    --pretrain ibm/merlinite-7b \
-    --topp 1.0 \
-    --save_path "$SEAL_ROOT/runs/merlinite-sft" \
-    --max_epochs 3 \
-    --train_batch_size 64 \
-    --micro_train_batch_size 4 \
-    --learning_rate 1e-5 \
-    --lr_scheduler cosine \
-    --lora_rank 16 \
-    --lora_alpha 16 \
-    --target_modules q_proj v_proj \
-    --zero_stage 3 \
-    --bf16 \
-    --gradient_checkpointing \
-    --save_steps -1 \
-    --logging_steps 1 \
-    --eval_steps -1 \
+    --save_path "$SEAL_ROOT/runs/merlinite-sft" --max_epochs 3 \
     "$@"

@@ -6,25 +6,8 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 
-launch train_sft.py \
-    --seed 42 \
-    --dataset "$SEAL_DATA/RedOrca" \
-    --dataset_probs 1.0 \
-    --max_samples 112000 \
-    --max_len 2048 \
+launch train_sft.py --config "$SEAL_ROOT/examples/scripts/pythia.yaml" \
     --pretrain "$SEAL_ROOT/ckpt/pythia-2.8b-aligned" \
-    --topp 1.0 \
-    --save_path "$SEAL_ROOT/runs/pythia-sft" \
-    --max_epochs 3 \
-    --train_batch_size 64 \
-    --micro_train_batch_size 4 \
-    --learning_rate 1e-5 \
-    --lr_scheduler constant \
-    --zero_stage 3 \
-    --bf16 \
-    --gradient_checkpointing \
-    --flash_attn \
-    --save_steps -1 \
-    --logging_steps 1 \
-    --eval_steps -1 \
+    --dataset "$SEAL_DATA/RedOrca" \
+    --save_path "$SEAL_ROOT/runs/pythia-sft" --max_epochs 3 \
     "$@"

@@ -40,19 +40,25 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             description=description, formatter_class=formatter_class, allow_abbrev=False
         )
-        self.add_argument("--config", metavar="YAML", help="file of flags, as `max_len: 512`")
+        self.add_argument(
+            "--config",
+            metavar="YAML",
+            action="append",
+            help="file of flags, as `max_len: 512`; given again, the later file wins",
+        )
 
     def parse_args(self, words: list[str] | None = None) -> argparse.Namespace:
         """The flags of the command line, and those of the file that it names."""
         finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        finder.add_argument("--config", nargs="?")
+        finder.add_argument("--config", nargs="?", const="", action="append", default=[])
         words = sys.argv[1:] if words is None else words
         args, _ = finder.parse_known_args(words)
-        if args.config is None:
+        if not all(args.config) or not args.config:  # argparse says what is missing
             return super().parse_args(words)
         flags = [action for action in self._actions if action.dest not in ("help", "config")]
         try:
-            return super().parse_args([*config_words(args.config, flags), *words])
+            given = [word for path in args.config for word in config_words(path, flags)]
+            return super().parse_args([*given, *words])
         except InputError as error:
             self.error(str(error))
 
