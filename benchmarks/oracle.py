@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from oracle_world import World
 from scipy.stats import spearmanr, t
-from sklearn.metrics import roc_auc_score
 from transformers import LlamaForCausalLM
 from unrolled import (
     Oracle,
@@ -33,6 +32,7 @@ from seal.models.attention import VARLEN
 from seal.models.selector import Selector
 from seal.provenance import commit, versions
 from seal.selection.scorers import random_scores
+from seal.statistics import auroc
 from seal.trainer.evaluation import row_means
 from seal.trainer.scoring import tune
 from seal.trainer.selector_trainer import SelectorPlan, SelectorTrainer
@@ -238,7 +238,7 @@ def measure(strategy: DeepspeedStrategy, name: str, seed: int, n_subsets: int) -
             "spearman_unrolled": float(spearmanr(score, unrolled).statistic),
             "spearman_left_out": float(spearmanr(score, left_out).statistic),
             "lds": linear_datamodelling_score(score, weights, outcomes),
-            "auroc": float(roc_auc_score(world.kinds != "conflict", score)),
+            "auroc": auroc(score, world.kinds != "conflict"),
         }
         for estimator, score in scores.items()
     ]

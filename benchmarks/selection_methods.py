@@ -156,7 +156,7 @@ def relative_excess_auto(world: World) -> Choice:
     canaries = tokenize_rows(rows, world.tokenizer, max_len=128, apply_chat_template=True)
     pool = replace(world, user=concatenate(world.user, canaries), cost={}, kept={})
     own, theirs = np.split(relative_excess(pool), [len(world.user)])
-    meta = {"calibration": calibrate(own, theirs, world.seed)}
+    meta = {"calibration": calibrate(own, theirs)}
     index = RowIndex(world.user.ids, world.user.occurrences)
     selection = Selection(pa.table({"score": own}), meta, index)
     topp = auto_topp(selection, 3 / len(canaries), CONFIDENCE)

@@ -2,10 +2,20 @@
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest, bootstrap
+from scipy.stats import bootstrap, norm
 from sklearn.metrics import roc_auc_score
 
-from seal.statistics import auroc, bootstrap_ci, clopper_pearson, paired_bootstrap
+from seal.statistics import (
+    auroc,
+    auroc_interval,
+    bootstrap_ci,
+    clopper_pearson,
+    effective_rows,
+    entropy,
+    paired_bootstrap,
+    reliability,
+    spearman,
+)
 
 
 @pytest.mark.parametrize("decimals", [8, 1, 0])  # 0: many ties
@@ -24,15 +34,44 @@ def test_auroc_refuses_one_class_and_nan():
         auroc([np.nan, 0.2], [0, 1])
 
 
-@pytest.mark.parametrize("k,n", [(0, 10), (10, 10), (3, 17), (250, 450), (0, 1)])
-@pytest.mark.parametrize("confidence", [0.9, 0.95])
-def test_clopper_pearson_equals_scipy(k, n, confidence):
-    exact = binomtest(k, n).proportion_ci(confidence, method="exact")
-    assert clopper_pearson(k, n, confidence) == pytest.approx((exact.low, exact.high), abs=1e-9)
+@pytest.mark.parametrize("shift", [0.0, 1.0, 2.3])  # AUROC 0.50, 0.76, 0.95
+def test_auroc_interval_covers_about_as_often_as_it_says(shift):
+    rng, truth, labels = np.random.default_rng(0), norm.cdf(shift / 2**0.5), np.arange(80) < 60
+    hits = 0
+    for _ in range(600):
+        low, high = auroc_interval(auroc(rng.normal(shift * labels), labels), 60, 20)
+        hits += low <= truth <= high
+    assert 0.92 <= hits / 600 <= 0.98
+
+
+def test_auroc_interval_has_a_width_at_the_ends():
+    low, high = auroc_interval(1.0, 100, 5)
+    assert 0.7 < low < 0.9 and high == 1
+    assert auroc_interval(0.0, 5, 100) == pytest.approx((0, 1 - low))
+
+
+def test_spearman_is_of_ranks_and_none_for_a_constant():
+    x = np.random.default_rng(0).normal(size=50)
+    assert spearman(x, np.exp(x)) == pytest.approx(1) and spearman(x, np.ones(50)) is None
+
+
+@pytest.mark.parametrize("noise", [0.3, 1.0, 3.0])
+def test_reliability_of_two_halves_is_that_of_two_wholes(noise):
+    rng = np.random.default_rng(1)
+    truth = rng.normal(size=20_000)
+    a, b, c, d = truth + rng.normal(scale=noise, size=(4, 20_000))
+    assert reliability(a, b) == pytest.approx(spearman(a + b, c + d), abs=0.03)
+
+
+def test_weights_all_equal_count_as_all_rows_and_one_alone_as_one():
+    assert effective_rows(np.full(8, 0.1)) == pytest.approx(8)
+    assert effective_rows([0, 0, 3.0]) == pytest.approx(1)
+    assert entropy(np.full(8, 0.1)) == pytest.approx(np.log(8)) and entropy([0, 0, 3.0]) == 0
 
 
 def test_clopper_pearson_of_nothing_says_nothing():
     assert clopper_pearson(0, 0) == (0.0, 1.0)
+    assert clopper_pearson(0, 10)[0] == 0 and clopper_pearson(10, 10)[1] == 1
     with pytest.raises(ValueError, match="k=3, n=2"):
         clopper_pearson(3, 2)
 

@@ -16,7 +16,7 @@ def selection(score, canary_score=None):
     n = len(score)
     meta = selection_meta(method="excess_loss", fingerprint="0" * 32, raw=n, seed=0)
     if canary_score is not None:
-        meta["calibration"] = calibrate(score, canary_score, seed=0)
+        meta["calibration"] = calibrate(score, canary_score)
     columns = {"id": [f"{i:032x}" for i in range(n)], "occurrence": np.zeros(n, np.int32)}
     return make_selection(columns | {"row": np.arange(n), "score": score}, meta)
 

@@ -73,7 +73,7 @@ def score(args) -> None:
     meta = describe(args, user, seconds, cost)
     if args.canary_dataset:
         score = columns["score"]
-        meta |= {"calibration": calibrate(score[: len(user)], score[len(user) :], args.seed)}
+        meta |= {"calibration": calibrate(score[: len(user)], score[len(user) :])}
     columns = {name: column[: len(user)] for name, column in columns.items()}
     strategy.on_rank_0(lambda: write_selection(path, identity | columns, meta))
     strategy.print(

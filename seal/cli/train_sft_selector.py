@@ -65,7 +65,7 @@ def train(args) -> None:
         columns = selector_columns(user, selector, score)
         extra = {}
         if canaries:
-            extra = {"calibration": calibrate(score[: len(user)], score[len(user) :], args.seed)}
+            extra = {"calibration": calibrate(score[: len(user)], score[len(user) :])}
         strategy.on_rank_0(lambda: write_selection(path, columns, meta | extra))
 
     engines = [losses.engine] + ([tracker.engine] if tracker and not args.lora_rank else [])

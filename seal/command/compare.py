@@ -4,10 +4,10 @@ import argparse
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from seal.errors import InputError
 from seal.selection.artefact import Selection, kept_mask, read_selection
+from seal.statistics import spearman
 
 _FIRST = 5  # ids listed of the rows that changed sides
 EXAMPLE = "seal compare ckpt/mine_softmax.parquet ckpt/contrast.parquet --topp 0.8"
@@ -55,20 +55,6 @@ def compare(a: Selection, b: Selection, topp: float) -> dict:
         "only_a": _changed(ids, in_b[kept_a & ~kept_b]),
         "only_b": _changed(ids, in_b[kept_b & ~kept_a]),
     }
-
-
-def spearman(x: np.ndarray, y: np.ndarray) -> float | None:
-    """Rank correlation of float [N] and [N], ties at their mean rank; None for a constant."""
-    ranks = [_mean_ranks(values) for values in (x, y)]
-    if min(rank.std() for rank in ranks) == 0:
-        return None
-    return float(np.corrcoef(*ranks)[0, 1])
-
-
-def _mean_ranks(values: np.ndarray) -> np.ndarray:
-    values = pa.array(values)
-    low, high = (pc.rank(values, tiebreaker=kind).to_numpy() for kind in ("min", "max"))
-    return (low.astype(np.float64) + high) / 2
 
 
 def _changed(ids: pa.ChunkedArray, lines: np.ndarray) -> dict:

@@ -8,6 +8,7 @@ import numpy as np
 from seal.command.dataset import add_dataset_flags, read_rows
 from seal.selection.artefact import Selection, read_selection
 from seal.selection.keys import row_keys
+from seal.statistics import effective_rows, entropy
 
 _QUANTILES = (0, 1, 10, 25, 50, 75, 90, 99, 100)  # per cent
 _TEXT = 300  # characters of a message shown
@@ -41,14 +42,12 @@ def summary(selection: Selection) -> dict:
 
     Entropy is in nats; that of equal weights is log N.
     """
-    share = selection.weight.astype(np.float64) / len(selection)
-    positive = share[share > 0]
     quantiles = np.percentile(selection.score, _QUANTILES)
     return {
         "score_percentiles": dict(zip(map(str, _QUANTILES), quantiles.tolist(), strict=True)),
         "weights": {
-            "ess": float(share.sum() ** 2 / np.sum(share**2)),
-            "entropy": float(-np.sum(positive * np.log(positive))),
+            "ess": effective_rows(selection.weight),
+            "entropy": entropy(selection.weight),
             "max_entropy": float(np.log(len(selection))),
             "max": float(selection.weight.max()),
         },

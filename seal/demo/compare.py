@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 import transformers
-from scipy.stats import rankdata
 
 from seal.demo.evaluation import measure, read_lines
 from seal.errors import InputError
 from seal.files import atomic_path
 from seal.provenance import commit
 from seal.selection.artefact import Selection, kept_mask, read_selection
+from seal.statistics import auroc
 
 
 class Arm(NamedTuple):
@@ -27,19 +27,6 @@ class Arm(NamedTuple):
     name: str
     model: Path
     selector: Path | None
-
-
-def area_under_curve(score: np.ndarray, unsafe: np.ndarray) -> float:
-    """Probability that a safe row scores above an unsafe one, ties counted half; NaN without both.
-
-    Args:
-        score: float [N], higher = keep; unsafe: bool [N].
-    """
-    n_unsafe, n_safe = int(unsafe.sum()), int((~unsafe).sum())
-    if not n_unsafe or not n_safe:
-        return float("nan")
-    safe_ranks = rankdata(score)[~unsafe].sum()
-    return float((safe_ranks - n_safe * (n_safe + 1) / 2) / (n_safe * n_unsafe))
 
 
 def unsafe_rows(selection: Selection, world: Path) -> np.ndarray:
@@ -57,7 +44,7 @@ def judge(selector: Path, world: Path, topp: float) -> dict:
     unsafe = unsafe_rows(selection, world)
     kept = kept_mask(selection.score, topp)
     return {
-        "auroc": area_under_curve(selection.score, unsafe),
+        "auroc": auroc(selection.score, ~unsafe) if 0 < unsafe.sum() < len(unsafe) else None,
         "rows": len(kept),
         "rows_kept": int(kept.sum()),
         "unsafe": int(unsafe.sum()),

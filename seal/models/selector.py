@@ -5,6 +5,7 @@ import math
 import torch
 
 from seal.errors import InputError
+from seal.statistics import effective_rows, entropy
 
 ACTIVATIONS = ("softmax", "sigmoid")
 OPTIMIZERS = ("mirror", "adam")
@@ -105,13 +106,11 @@ class Selector:
 
     def effective_rows(self) -> float:
         """Effective sample size of the weights, in rows (Kish): N when uniform, 1 when one-hot."""
-        weights = self.final_weights().double()
-        return float(weights.sum() ** 2 / (weights**2).sum())
+        return effective_rows(self.final_weights().numpy())
 
     def entropy(self) -> float:
         """Entropy of the weights as shares, in nats: log N when uniform, 0 when one-hot."""
-        shares = self.final_weights().double() / self.n_rows
-        return float(-torch.special.xlogy(shares, shares).sum())
+        return entropy(self.final_weights().numpy())
 
     def churn(self) -> float:
         """Share of the rows that have crossed the median since the epoch began, in [0, 1]."""

@@ -4,13 +4,12 @@ import json
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import rankdata
 
 from seal.report import figures
 from seal.report.figures import number, percent
 from seal.report.rows import MAX_GROUPS, Groups, Origin, Scored, row_text, tenths
 from seal.report.runs import Series, thin
-from seal.statistics import auroc
+from seal.statistics import auroc, effective_rows, spearman
 
 _BINS = 48
 
@@ -41,7 +40,7 @@ def _weights(scored: Scored) -> dict | None:
     if np.ptp(weight) < 1e-6:
         return None
     return {
-        "effective": float(weight.sum() ** 2 / (weight**2).sum()),
+        "effective": effective_rows(weight),
         "low": float(weight.min()),
         "high": float(weight.max()),
     }
@@ -142,7 +141,7 @@ def length_bias(scored: Scored, length: np.ndarray) -> dict | None:
         "dropped": float(np.median(length[~kept])),
         "longer": longer,
         "verdict": _length_verdict(longer),
-        "spearman": _spearman(length, score),
+        "spearman": spearman(length, score),
         "figure": figures.share_columns(
             groups.names, shares, float(kept.mean()), "answer length (characters)"
         ),
@@ -155,14 +154,6 @@ def _length_verdict(longer: float) -> str:
     what = "longer" if longer > 0.5 else "shorter"
     how = "clearly" if abs(longer - 0.5) >= 0.15 else "somewhat"
     return f"Dropped answers are {how} {what} than kept ones."
-
-
-def _spearman(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Rank correlation, None when one side is constant."""
-    a, b = rankdata(a), rankdata(b)
-    if not (np.ptp(a) and np.ptp(b)):
-        return None
-    return float(np.corrcoef(a, b)[0, 1])
 
 
 def row_lists(

@@ -8,12 +8,12 @@ import numpy as np
 
 from seal.errors import InputError
 from seal.selection.artefact import Selection, kept_mask
+from seal.statistics import auroc, auroc_interval, clopper_pearson
 
 if TYPE_CHECKING:
     from seal.datasets import SFTDataset
 
 CURVE_POINTS = 101
-RESAMPLES = 2000
 
 
 def draw_canaries(
@@ -41,31 +41,25 @@ def draw_canaries(
     return canaries.select(new).sample(max(1, int(fraction * len(user))), seed)
 
 
-def calibrate(score: np.ndarray, canary_score: np.ndarray, seed: int) -> dict:
+def calibrate(score: np.ndarray, canary_score: np.ndarray) -> dict:
     """What the canaries say about a score, for the artefact's metadata.
 
     Args:
         score: float [N] of the user's rows; canary_score: float [M] of the canaries.
-        seed: of the bootstrap.
 
     Returns:
-        n (canaries), auroc of user rows against canaries with its 95 % bootstrap interval, the
+        n (canaries), auroc of user rows against canaries with its 95 % interval, the
         curve [[share of rows kept, share of canaries dropped], ...], and the canaries' scores.
     """
-    generator = np.random.default_rng(seed)
-    spread = [
-        _auroc(
-            generator.choice(score, len(score)), generator.choice(canary_score, len(canary_score))
-        )
-        for _ in range(RESAMPLES if len(score) <= 100_000 else RESAMPLES // 10)
-    ]
+    labels = np.repeat([True, False], [len(score), len(canary_score)])
+    area = auroc(np.concatenate([score, canary_score]), labels)
     ranked, shares = np.sort(score), np.linspace(0, 1, CURVE_POINTS)
     cuts = np.quantile(ranked, 1 - shares[1:], method="lower")
     dropped = [1.0, *(float((canary_score < cut).mean()) for cut in cuts)]
     return {
         "n": len(canary_score),
-        "auroc": _auroc(score, canary_score),
-        "auroc_interval": np.quantile(spread, [0.025, 0.975]).tolist(),
+        "auroc": area,
+        "auroc_interval": list(auroc_interval(area, len(score), len(canary_score))),
         "curve": np.stack([shares, dropped], axis=1).tolist(),
         "canary_scores": np.sort(canary_score.astype(np.float64)).tolist(),
     }
@@ -78,8 +72,6 @@ def recall_at(selection: Selection, topp: float) -> dict:
         threshold (score of the lowest row kept), recall, recall_interval; empty where the artefact
         has no canaries' scores.
     """
-    from scipy.stats import binomtest
-
     canaries = np.array(selection.meta.get("calibration", {}).get("canary_scores", []))
     if len(canaries) == 0:
         return {}
@@ -88,7 +80,7 @@ def recall_at(selection: Selection, topp: float) -> dict:
     return {
         "threshold": threshold,
         "recall": dropped / len(canaries),
-        "recall_interval": list(binomtest(dropped, len(canaries)).proportion_ci(0.95, "exact")),
+        "recall_interval": list(clopper_pearson(dropped, len(canaries))),
     }
 
 
@@ -151,11 +143,3 @@ def _allowed(n: int, limit: float, confidence: float) -> int:
     k = np.arange(n)
     bounds = beta.ppf(confidence, k + 1, n - k)
     return int((bounds <= limit).sum()) - 1
-
-
-def _auroc(score: np.ndarray, canary_score: np.ndarray) -> float:
-    """Probability that a user's row scores above a canary, ties counted half."""
-    canaries = np.sort(canary_score)
-    below = np.searchsorted(canaries, score, "left")
-    upto = np.searchsorted(canaries, score, "right")
-    return float((below + upto).mean() / (2 * len(canaries)))
