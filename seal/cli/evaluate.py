@@ -52,7 +52,13 @@ def parser() -> flags.Parser:
     add("--input_key", help="column of the prompt (default prompt, instruction or question)")
     add("--out", required=True, help="directory of results.json, verdicts.jsonl and answers/")
     add = parser.add_argument_group("judges").add_argument
-    add("--judges", nargs="+", default=["rules"], choices=("rules", "openai", "reward"))
+    add(
+        "--judges",
+        nargs="+",
+        default=["rules"],
+        choices=("rules", "openai", "reward"),
+        help="rules, openai (a served model), reward (a reward or guard model) (default rules)",
+    )
     add("--judge_base_url", help="openai: address up to /v1; the key only from the environment")
     add("--judge_model", help="openai: name of the served model")
     add("--judge_cache", help="openai: file of verdicts paid for (default OUT/verdicts.sqlite)")
