@@ -28,7 +28,7 @@ from seal.models.actor import MAIN, TRACKER, load_actor
 from seal.models.selector import Selector
 from seal.trainer.selector_trainer import SelectorPlan, SelectorTrainer
 from seal.trainer.step import RowModel
-from seal.utils import entry
+from seal.utils import engine_state, entry
 from seal.utils.strategy import Zero
 
 STAGES, CHECKPOINTING = (0, 2, 3), ("", "plain", "reentrant")
@@ -76,8 +76,8 @@ def train(case: Case, strategy: SGDStrategy, engines: list) -> tuple[Selector, d
         save_checkpoint=lambda step: None,
         tracker=levels[1],
     ).fit()
-    first = strategy.full_state(engines[0], trainable_only=True)
-    second = strategy.full_state(engines[1], trainable_only=True)
+    first = engine_state.full_state(strategy, engines[0], trainable_only=True)
+    second = engine_state.full_state(strategy, engines[1], trainable_only=True)
     other = engines_adapter(engines)
     weights = {n: t.numpy() for n, t in first.items() if f".{MAIN}." in n}
     weights |= {

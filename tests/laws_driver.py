@@ -24,7 +24,7 @@ from seal.trainer.checkpoint import Checkpoints
 from seal.trainer.selector_trainer import SelectorPlan, SelectorTrainer
 from seal.trainer.sft_trainer import SFTPlan, SFTTrainer
 from seal.trainer.step import RowModel
-from seal.utils import entry
+from seal.utils import engine_state, entry
 from seal.utils.strategy import DeepspeedStrategy, Precision, Zero
 
 MAX_LEN = 24
@@ -185,7 +185,7 @@ class Run:
 
     def weights(self) -> dict[str, np.ndarray]:
         """What trains, by name (rank 0 only)."""
-        state = self.strategy.full_state(self.engine, trainable_only=self.case.lora)
+        state = engine_state.full_state(self.strategy, self.engine, trainable_only=self.case.lora)
         return {name: tensor.float().numpy() for name, tensor in state.items()}
 
     def selection(self) -> dict[str, np.ndarray]:

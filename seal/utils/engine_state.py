@@ -1,18 +1,98 @@
-"""What a DeepSpeed engine has learned, as whole tensors by name: free of ranks and ZeRO stages.
+"""Saving and loading: models as Hugging Face expects them, and what an engine has learned.
 
 DeepSpeed's own checkpoints hold each rank's flat pieces and are unpickled when they are read; what
-is written from here is read as plain tensors, on any number of ranks.
+is written from here are whole tensors by name, read on any number of ranks under any ZeRO stage.
 """
 
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import torch
+from peft import PeftModel
+
+from seal.errors import InputError
+from seal.files import atomic_path, load_tensors, save_tensors
+
+if TYPE_CHECKING:
+    from seal.utils.strategy import DeepspeedStrategy
 
 # What Adam steps on: the parameters themselves (stage 0, float32), a float32 copy of each (stage 0,
 # bf16), flat pieces of all of them beside whole parameters (1 and 2), or beside pieces of them (3).
 Layout = Literal["parameters", "copies", "pieces", "partitions"]
 MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def full_state(strategy: DeepspeedStrategy, engine, trainable_only: bool) -> dict:
+    """Weights by name on rank 0's CPU, gathered one by one (empty elsewhere).
+
+    Tied weights appear once, under the first of their names.
+    """
+    state, seen = {}, set()
+    for name, tensor in engine.module.model.state_dict(keep_vars=True).items():
+        if id(tensor) in seen or (trainable_only and not tensor.requires_grad):
+            continue
+        seen.add(id(tensor))
+        with strategy.gathered([tensor]):
+            if strategy.is_rank_0():
+                state[name] = tensor.detach().cpu().clone()
+    return state
+
+
+def save_model(strategy: DeepspeedStrategy, engine, tokenizer, directory: Path) -> None:
+    """Writes the model (or its LoRA adapter) and the tokenizer as Hugging Face expects them.
+
+    Every file is written beside and renamed, so an interrupted save leaves the old one whole.
+    """
+    model = engine.module.model
+    state = full_state(strategy, engine, trainable_only=isinstance(model, PeftModel))
+    strategy.on_rank_0(lambda: _write_model(model, state, tokenizer, directory))
+
+
+def save_engine(strategy: DeepspeedStrategy, engine, directory: Path, name: str) -> None:
+    """Writes weights (what trains), Adam's state and the schedule; call on every rank.
+
+    Each rank writes whole tensors, every so many'th of them: `<name>.<rank>.pt`.
+    """
+    kept = {}
+    for number, (key, tensors) in enumerate(gathered(engine, strategy.layout)):
+        if number % strategy.world_size == strategy.rank:
+            kept[key] = {part: tensor.cpu() for part, tensor in tensors.items()}
+    schedule = engine.lr_scheduler.state_dict() if engine.lr_scheduler else None
+    content = {
+        "tensors": kept,
+        "steps": steps_taken(engine, strategy.layout),
+        "rates": rates(engine, strategy.layout),
+        "schedule": schedule,
+    }
+    path = directory / f"{name}.{strategy.rank}.pt"
+    strategy.on_all_ranks(lambda: save_tensors(content, path))
+
+
+def load_engine(strategy: DeepspeedStrategy, engine, directory: Path, name: str) -> None:
+    """Restores what `save_engine` wrote on any number of ranks under any ZeRO stage.
+
+    Raises:
+        InputError: a file is damaged, or of another model.
+    """
+    parts = [load_tensors(path) for path in sorted(directory.glob(f"{name}.*.pt"))]
+    state = {key: tensors for part in parts for key, tensors in part["tensors"].items()}
+    parameters = trainable(engine)
+    if state.keys() != parameters.keys():
+        raise InputError(f"{directory} is of a model that trains other parameters")
+    start_adam(engine, strategy.layout, parts[0]["steps"], parts[0]["rates"])
+    if parts[0]["schedule"]:
+        engine.lr_scheduler.load_state_dict(parts[0]["schedule"])
+    restore(engine, strategy.layout, state, strategy.rank)
+    for key, parameter in parameters.items():
+        with strategy.writable([parameter]), torch.no_grad():
+            if strategy.zero.stage != 3 or strategy.is_rank_0():
+                parameter.copy_(state[key]["weight"])
 
 
 def trainable(engine) -> dict[str, torch.nn.Parameter]:
@@ -109,3 +189,15 @@ def _copy_of(engine, parameter) -> torch.Tensor:
     groups = zip(engine.optimizer.fp16_groups, engine.optimizer.fp32_groups, strict=True)
     pairs = (pair for group in groups for pair in zip(*group, strict=True))
     return next(copy for own, copy in pairs if own is parameter)
+
+
+def _write_model(model, state: dict, tokenizer, directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    for leftover in directory.glob(".saving-*"):  # of a run that was killed here
+        shutil.rmtree(leftover)
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as scratch:
+        model.save_pretrained(scratch, state_dict=state)
+        tokenizer.save_pretrained(scratch)
+        for file in sorted(path for path in Path(scratch).rglob("*") if path.is_file()):
+            with atomic_path(directory / file.relative_to(scratch)) as tmp:
+                os.replace(file, tmp)

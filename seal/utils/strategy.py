@@ -1,13 +1,11 @@
-"""Ranks, engines and collectives: the only importer of deepspeed and torch.distributed."""
+"""Ranks, engines and collectives; `engine_state` saves and loads what the engines learn."""
 
 import contextlib
 import logging
 import os
 import random
-import shutil
 import signal
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,7 +21,7 @@ import torch
 import transformers
 
 from seal.errors import InputError
-from seal.files import atomic_path, claim, load_tensors, no_room, save_tensors
+from seal.files import claim, no_room
 from seal.utils import engine_state
 from seal.utils.stopping import stop_requests
 
@@ -97,7 +95,9 @@ class DeepspeedStrategy:
         self.device = torch.device("cpu")
         self._plain = self.zero.stage == 0 and not self.precision.bf16
         unsplit = "parameters" if self._plain else "copies"
-        self._layout = (unsplit, "pieces", "pieces", "partitions")[self.zero.stage]
+        self.layout: engine_state.Layout = (unsplit, "pieces", "pieces", "partitions")[
+            self.zero.stage
+        ]
         self._norm: torch.Tensor | None = None
         self._asked_to_stop: Callable[[], bool] | None = None
         self._claims: list = []
@@ -323,21 +323,6 @@ class DeepspeedStrategy:
         norm = engine.get_global_grad_norm() if self._norm is None else self._norm
         return float(norm)
 
-    def full_state(self, engine: deepspeed.DeepSpeedEngine, trainable_only: bool) -> dict:
-        """Weights by name on rank 0's CPU, gathered one by one (empty elsewhere).
-
-        Tied weights appear once, under the first of their names.
-        """
-        state, seen = {}, set()
-        for name, tensor in engine.module.model.state_dict(keep_vars=True).items():
-            if id(tensor) in seen or (trainable_only and not tensor.requires_grad):
-                continue
-            seen.add(id(tensor))
-            with self.gathered([tensor] if is_zero_param(tensor) else []):
-                if self.is_rank_0():
-                    state[name] = tensor.detach().cpu().clone()
-        return state
-
     def gathered(self, parameters: list[torch.nn.Parameter]) -> contextlib.AbstractContextManager:
         """Whole parameters inside the context, whatever the ZeRO stage (read only)."""
         return deepspeed.zero.GatheredParameters(parameters, enabled=self.zero.stage == 3)
@@ -348,52 +333,16 @@ class DeepspeedStrategy:
         return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0, enabled=partitioned)
 
     def save_model(self, engine: deepspeed.DeepSpeedEngine, tokenizer, directory: str) -> None:
-        """Writes the model (or its LoRA adapter) and the tokenizer as Hugging Face expects them.
-
-        Every file is written beside and renamed, so an interrupted save leaves the old one whole.
-        """
-        model = engine.module.model
-        state = self.full_state(engine, trainable_only=_is_adapter(model))
-        self.on_rank_0(lambda: _write_model(model, state, tokenizer, Path(directory)))
+        """Writes the model (or its LoRA adapter) and the tokenizer; call on every rank."""
+        engine_state.save_model(self, engine, tokenizer, Path(directory))
 
     def save_engine(self, engine: deepspeed.DeepSpeedEngine, directory: Path, name: str) -> None:
-        """Writes weights (what trains), Adam's state and the schedule; call on every rank.
-
-        Each rank writes whole tensors, every so many'th of them: `<name>.<rank>.pt`.
-        """
-        kept = {}
-        for number, (key, tensors) in enumerate(engine_state.gathered(engine, self._layout)):
-            if number % self.world_size == self.rank:
-                kept[key] = {part: tensor.cpu() for part, tensor in tensors.items()}
-        schedule = engine.lr_scheduler.state_dict() if engine.lr_scheduler else None
-        content = {
-            "tensors": kept,
-            "steps": engine_state.steps_taken(engine, self._layout),
-            "rates": engine_state.rates(engine, self._layout),
-            "schedule": schedule,
-        }
-        path = directory / f"{name}.{self.rank}.pt"
-        self.on_all_ranks(lambda: save_tensors(content, path))
+        """Writes what the engine has learned; call on every rank."""
+        engine_state.save_engine(self, engine, directory, name)
 
     def load_engine(self, engine: deepspeed.DeepSpeedEngine, directory: Path, name: str) -> None:
-        """Restores what `save_engine` wrote on any number of ranks under any ZeRO stage.
-
-        Raises:
-            InputError: a file is damaged, or of another model.
-        """
-        parts = [load_tensors(path) for path in sorted(directory.glob(f"{name}.*.pt"))]
-        state = {key: tensors for part in parts for key, tensors in part["tensors"].items()}
-        parameters = engine_state.trainable(engine)
-        if state.keys() != parameters.keys():
-            raise InputError(f"{directory} is of a model that trains other parameters")
-        engine_state.start_adam(engine, self._layout, parts[0]["steps"], parts[0]["rates"])
-        if parts[0]["schedule"]:
-            engine.lr_scheduler.load_state_dict(parts[0]["schedule"])
-        engine_state.restore(engine, self._layout, state, self.rank)
-        for key, parameter in parameters.items():
-            with self.writable([parameter]), torch.no_grad():
-                if self.zero.stage != 3 or self.is_rank_0():
-                    parameter.copy_(state[key]["weight"])
+        """Restores what `save_engine` wrote on any number of ranks under any ZeRO stage."""
+        engine_state.load_engine(self, engine, directory, name)
 
     def rng_state(self) -> dict[str, torch.Tensor]:
         """State of this rank's torch generators (nothing else draws during training)."""
@@ -477,21 +426,3 @@ def _dimensions(parameter: torch.nn.Parameter) -> int:
     """Dimensions of a parameter; ZeRO-3 flattens it and keeps its shape aside."""
     shape = parameter.ds_shape if is_zero_param(parameter) else parameter.shape
     return len(shape)
-
-
-def _is_adapter(model: torch.nn.Module) -> bool:
-    from peft import PeftModel
-
-    return isinstance(model, PeftModel)
-
-
-def _write_model(model, state: dict, tokenizer, directory: Path) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    for leftover in directory.glob(".saving-*"):  # of a run that was killed here
-        shutil.rmtree(leftover)
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as scratch:
-        model.save_pretrained(scratch, state_dict=state)
-        tokenizer.save_pretrained(scratch)
-        for file in sorted(path for path in Path(scratch).rglob("*") if path.is_file()):
-            with atomic_path(directory / file.relative_to(scratch)) as tmp:
-                os.replace(file, tmp)
