@@ -86,7 +86,7 @@ def align(rows: SFTDataset, seed: int, steps: int = 250) -> LlamaForCausalLM:
     shares = torch.full((32,), 1 / (32 * ANSWER))
     for step in range(steps):
         batch = rows.batch(np.random.default_rng([seed, step]).integers(0, len(rows), 32))
-        _, objective, _ = actor(*batch[:7], 32, shares)
+        _, objective, _ = actor(batch, shares)
         adam.zero_grad()
         objective.backward()
         adam.step()

@@ -3,7 +3,8 @@
     deepspeed --num_gpus 2 laws_driver.py CASES.json OUT
 
 For each case OUT/<name>.npz holds metrics a step (`metric/...`), the selector (`selector/...`),
-and weights before (`initial/...`), after (`final/...`) and after a resumed run (`resumed/...`).
+where a model is saved the first `states` of two rows after one layer, and weights before
+(`initial/...`), after (`final/...`) and after a resumed run (`resumed/...`).
 """
 
 import json
@@ -188,6 +189,12 @@ class Run:
         state = engine_state.full_state(self.strategy, self.engine, trainable_only=self.case.lora)
         return {name: tensor.float().numpy() for name, tensor in state.items()}
 
+    def states(self) -> np.ndarray:
+        """States of the first two rows after the first layer, [T, H]."""
+        batch = self.losses.dataset.batch([0, 1])
+        with torch.no_grad():
+            return self.engine(batch, layer=1).float().numpy()
+
     def selection(self) -> dict[str, np.ndarray]:
         """The selector's columns."""
         s = self.selector
@@ -240,6 +247,8 @@ def run_case(case: Case, out: Path) -> None:
     )
     run = Run(case, strategy, out)
     results = keyed("initial", run.weights())
+    if case.save:
+        results["states"] = run.states()
     run.fit()
     results |= keyed("final", run.weights()) | keyed("selector", run.selection())
     metrics = {k: np.array([m[k] for m in run.logger.metrics]) for k in run.logger.metrics[0]}

@@ -62,6 +62,7 @@ def matrix(ranks: int) -> list[Case]:
         cases.append(replace(tiny_gamma, name=f"gamma-tiny-{stage}"))
         one = replace(start, stage=stage, user=1, safe=1, batch=1)
         cases.append(replace(one, name=f"one-row-{stage}"))
+        cases.append(replace(start, name=f"tied-{stage}", model="tied", stage=stage))
     return cases
 
 
@@ -109,7 +110,8 @@ def models(tmp_path_factory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("models")
     make_model(root / "llama")
     make_model(root / "mixtral", "mixtral", **MIXTRAL)
-    return {name: str(root / name) for name in ("llama", "mixtral")}
+    make_model(root / "tied", tie_word_embeddings=True)
+    return {name: str(root / name) for name in ("llama", "mixtral", "tied")}
 
 
 @pytest.fixture(scope="module", params=RANKS, ids=lambda ranks: f"{ranks}-ranks")
@@ -264,3 +266,15 @@ def test_the_saved_model_holds_the_engine_s_weights(trained):
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
             state = model.state_dict()
         assert difference(final, {n: state[n].numpy() for n in final}) == 0, name
+
+
+def test_states_through_the_engine_are_the_model_s(trained):
+    _, cases, results, _ = trained
+    for name, case in cases.items():
+        if case.save:
+            rows = laws_driver.case_rows(case)[:2]
+            model = AutoModelForCausalLM.from_pretrained(case.model, dtype=torch.float32)
+            alone = [model(tokens[None], output_hidden_states=True) for tokens, _ in rows]
+            states = torch.cat([output.hidden_states[1][0] for output in alone])
+            found = torch.from_numpy(results[name]["states"])
+            torch.testing.assert_close(found, states, msg=name)

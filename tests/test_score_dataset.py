@@ -76,7 +76,7 @@ def test_influence_is_the_inner_product_with_the_sign_of_the_safe_gradient(flags
     def gradient(rows, indices):
         batch = rows.batch(indices)
         shares = 1 / torch.from_numpy(rows.supervised[indices]).float() / len(indices)
-        _, objective, _ = actor(*batch[:7], len(indices), shares)
+        _, objective, _ = actor(batch, shares)
         return torch.autograd.grad(objective, list(actor.parameters()))
 
     signs = [g.sign() for g in gradient(safe, np.arange(len(safe)))]

@@ -4,6 +4,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from seal.datasets import Batch
+
 SIZES = dict(
     vocab_size=97,
     hidden_size=32,
@@ -33,11 +35,11 @@ def tiny_model(architecture: str, seed: int = 0, **overrides) -> PreTrainedModel
     return AutoModelForCausalLM.from_config(config, attn_implementation=attention).float()
 
 
-def tiny_lora(attention: str) -> PeftModel:
+def tiny_lora(attention: str, targets: tuple[str, ...] = ("q_proj", "v_proj")) -> PeftModel:
     """A llama of `tiny_model` with an adapter that is not zero, the same at every call."""
     model = tiny_model("llama", attn_implementation=attention)
     torch.manual_seed(1)
-    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"])
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=list(targets))
     model = get_peft_model(model, config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -57,8 +59,8 @@ def random_rows(lengths: list[int], seed: int = 0, vocabulary: int = 97) -> list
     return rows
 
 
-def pack(rows: list[tuple]) -> tuple:
-    """The arguments of Actor.forward for rows of `random_rows`."""
+def pack(rows: list[tuple]) -> Batch:
+    """Rows of `random_rows` as one stream."""
     lengths = torch.tensor([len(tokens) for tokens, _ in rows])
     cu_seqlens = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)]).int()
     positions, targets, segments = [], [], []
@@ -67,15 +69,15 @@ def pack(rows: list[tuple]) -> tuple:
         positions.append(int(cu_seqlens[number]) + at - 1)
         targets.append(tokens[at])
         segments.append(torch.full_like(at, number))
-    return (
-        torch.cat([tokens for tokens, _ in rows])[None],
-        torch.cat([torch.arange(len(tokens)) for tokens, _ in rows])[None],
-        cu_seqlens,
-        int(lengths.max()),
-        torch.cat(positions),
-        torch.cat(targets),
-        torch.cat(segments),
-        len(rows),
+    return Batch(
+        input_ids=torch.cat([tokens for tokens, _ in rows])[None],
+        position_ids=torch.cat([torch.arange(len(tokens)) for tokens, _ in rows])[None],
+        cu_seqlens=cu_seqlens,
+        max_seqlen=int(lengths.max()),
+        positions=torch.cat(positions),
+        targets=torch.cat(targets),
+        segments=torch.cat(segments),
+        rows=torch.arange(len(rows)),
     )
 
 

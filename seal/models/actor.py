@@ -24,14 +24,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 
 from seal.errors import InputError
 from seal.models.attention import choose_attention
-from seal.models.loss import head_losses, sum_by_row
+from seal.models.head import LossHead
+from seal.models.loss import balance_loss, sum_by_row
 
 if TYPE_CHECKING:
     from seal.datasets import Batch
 
 MAIN, TRACKER = "default", "tracker"  # names of the two LoRA adapters
-# Configurations that transform the logits after the head; their losses need the logits themselves.
-LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
 @dataclass(frozen=True)
@@ -67,85 +66,106 @@ class ModelSettings:
 class Actor(nn.Module):
     """A causal language model whose forward pass gives one loss per row.
 
-    The loss is taken inside the head's own forward, over supervised tokens only, so it is right
-    under ZeRO-3 (partitioned head), frozen heads and tied embeddings, and full logits never exist.
+    The body gives hidden states, and the head losses of the supervised ones, so full logits never
+    exist. An output layer that is more than a matrix (LoRA on it) gives logits of those positions.
 
     Args:
         model: the transformers (or PEFT) model, loaded with packed attention.
+        balance: report a mixture of experts' balance loss.
+
+    Attributes:
+        n_layers: L, of the body.
     """
 
-    def __init__(self, model: PreTrainedModel | PeftModel):
+    def __init__(self, model: PreTrainedModel | PeftModel, balance: bool = False):
         super().__init__()
         self.model = model
-        self._supervision: tuple[torch.Tensor, torch.Tensor | None] | None = None
-        config = model.config.to_dict()
-        head = model.get_output_embeddings()
-        transformed = any(config.get(name) not in (None, 1, 1.0) for name in LOGIT_TRANSFORMS)
-        self._fused = type(head) is nn.Linear and not transformed
-        if self._fused:
-            head.forward = lambda hidden: self._head(head, hidden)
-
-    def _head(self, head: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
-        if self._supervision is None:
-            return nn.functional.linear(hidden, head.weight, head.bias)
-        return head_losses(hidden.flatten(0, -2), head.weight, head.bias, *self._supervision)
+        self.balance = balance
+        self.n_layers: int = model.config.get_text_config().num_hidden_layers
+        layer = model.get_output_embeddings()
+        self.head = LossHead(layer, model.config) if type(layer) is nn.Linear else None
 
     def forward(
         self,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        cu_seqlens: torch.Tensor,
-        max_seqlen: int,
-        positions: torch.Tensor,
-        targets: torch.Tensor,
-        segments: torch.Tensor,
-        n_rows: int,
+        batch: Batch,
         coefficients: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Loss of each row of a packed stream (the first arguments are `seal.datasets.Batch`).
+        layer: int | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | torch.Tensor:
+        """Loss of each row of a packed stream, or its states at one layer.
 
         Args:
-            coefficients: float32 [n_rows], what a nat of each row counts in the objective; None
-                for no objective.
+            coefficients: float32 [R], what a nat of each row counts in the objective; None for no
+                objective.
+            layer: in [1, L]: give the states after so many layers (after L: normalised, as the head
+                takes them) and do not run the layers above.
 
         Returns:
-            nll: float32 [n_rows], nats summed over the row's supervised tokens, no gradient.
+            nll: float32 [R], nats summed over the row's supervised tokens, no gradient.
             objective: float32 scalar, `sum_i coefficients_i * nll_i`, which carries the gradient.
             aux_loss: float32 scalar, the router's balance loss of a mixture of experts, else 0.
+
+            With `layer`: [T, H], the states of the stream's tokens.
         """
-        by_token = None if coefficients is None else coefficients[segments]
-        self._supervision = (targets, by_token) if self._fused else None
-        try:
-            output = self._run(input_ids, position_ids, cu_seqlens, max_seqlen, positions)
-        finally:
-            self._supervision = None
-        if self._fused:
-            token_nll, objective = output.logits[:-1], output.logits[-1]
+        if layer is not None:
+            return self._states(batch, layer)
+        by_token = None if coefficients is None else coefficients[batch.segments]
+        if self.head is not None:
+            output = self._run(self._causal().base_model, batch)
+            hidden = output.last_hidden_state[0].index_select(0, batch.positions)
+            token_nll, objective = self.head(hidden, batch.targets, by_token)
         else:
-            logits = output.logits.flatten(0, -2).float()
-            token_nll = nn.functional.cross_entropy(logits, targets, reduction="none")
-            objective = token_nll.sum() if by_token is None else by_token @ token_nll
-        nll = sum_by_row(token_nll.detach(), segments, n_rows)
-        aux_loss = output.aux_loss if "aux_loss" in output else None
-        return nll, objective, nll.new_zeros(()) if aux_loss is None else aux_loss.float()
+            output = self._run(self.model, batch, logits_to_keep=batch.positions)
+            logits = output.logits[0].float()
+            token_nll = nn.functional.cross_entropy(logits, batch.targets, reduction="none")
+            objective = token_nll.new_zeros(()) if by_token is None else by_token @ token_nll
+        nll = sum_by_row(token_nll.detach(), batch.segments, len(batch.rows))
+        if not self.balance:
+            return nll, objective, nll.new_zeros(())
+        top_k = self.model.config.get_text_config().num_experts_per_tok
+        return nll, objective, balance_loss(output.router_logits, top_k)
 
-    def hidden_states(self, batch: Batch) -> torch.Tensor:
-        """States before the head of a packed batch: [T, H]."""
-        keep = batch.positions[:1]  # of the logits, which nobody wants
-        output = self._run(*batch[:4], keep, states=True)
-        return output.hidden_states[-1].squeeze(0)
+    def _states(self, batch: Batch, layer: int) -> torch.Tensor:
+        """[T, H] after `layer` layers, with the layers above taken out for the pass."""
+        body = self._causal().base_model
+        if layer == self.n_layers:
+            return self._run(body, batch).last_hidden_state[0]
+        parent, name, layers = self._layers()
+        states = []
+        hook = layers[layer - 1].register_forward_hook(lambda *call: states.append(call[-1]))
+        setattr(parent, name, layers[:layer])
+        try:
+            self._run(body, batch)
+        finally:
+            setattr(parent, name, layers)
+            hook.remove()
+        output = states[0]
+        return (output if isinstance(output, torch.Tensor) else output[0])[0]
 
-    def _run(self, input_ids, position_ids, cu_seqlens, max_seqlen, positions, states=False):
-        return self.model(
-            input_ids=input_ids,
-            position_ids=position_ids,
+    def _layers(self) -> tuple[nn.Module, str, nn.ModuleList]:
+        """The body's layers, the module that holds them, and their name there."""
+        for parent in self._causal().get_decoder().modules():
+            for name, child in parent.named_children():
+                if isinstance(child, nn.ModuleList) and len(child) == self.n_layers:
+                    return parent, name, child
+        raise InputError(f"{self.model.config.model_type}: no list of {self.n_layers} layers found")
+
+    def _causal(self) -> PreTrainedModel:
+        """The transformers model, adapters inside."""
+        peft = isinstance(self.model, PeftModel)
+        return self.model.get_base_model() if peft else self.model
+
+    def _run(self, module: nn.Module, batch: Batch, **more):
+        if self.balance:
+            more["output_router_logits"] = True
+        return module(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
             use_cache=False,  # a cache makes transformers drop the row boundaries
-            logits_to_keep=positions,
-            cu_seq_lens_q=cu_seqlens,
-            cu_seq_lens_k=cu_seqlens,
-            max_length_q=max_seqlen,
-            max_length_k=max_seqlen,
-            output_hidden_states=states,
+            cu_seq_lens_q=batch.cu_seqlens,
+            cu_seq_lens_k=batch.cu_seqlens,
+            max_length_q=batch.max_seqlen,
+            max_length_k=batch.max_seqlen,
+            **more,
         )
 
     def add_tracker(self) -> None:
@@ -238,17 +258,26 @@ def untrained_actor(settings: ModelSettings, layers: int | None = None) -> Actor
 
 def _as_actor(model: PreTrainedModel | PeftModel, settings: ModelSettings) -> Actor:
     """The model as an actor, with the adapter and the checkpointing that are asked for."""
-    model.config.use_cache = False
     if isinstance(model, PeftModel):
         pass
     elif settings.lora_rank:
         model = _add_lora(model, settings)
     elif settings.load_in_4bit:
         raise InputError("--load_in_4bit freezes the base, so nothing would train; add --lora_rank")
-    actor = Actor(model)
+    if settings.aux_loss_coef > 0 and not _routes(model):
+        raise InputError(
+            f"--aux_loss_coef weighs the balance loss of a mixture of experts, which "
+            f"{model.config.model_type} does not report; drop it"
+        )
+    actor = Actor(model, balance=settings.aux_loss_coef > 0)
     if settings.gradient_checkpointing:
         actor.enable_gradient_checkpointing(settings.gradient_checkpointing_use_reentrant)
     return actor
+
+
+def _routes(model: PreTrainedModel | PeftModel) -> bool:
+    """Whether a model is a mixture of experts that can report what its routers chose."""
+    return "output_router_logits" in model.config.get_text_config().to_dict()
 
 
 def _load_base(settings: ModelSettings) -> PreTrainedModel:
@@ -265,8 +294,6 @@ def _load_base(settings: ModelSettings) -> PreTrainedModel:
     trust = settings.trust_remote_code
     try:
         config = AutoConfig.from_pretrained(settings.pretrain, trust_remote_code=trust)
-        if settings.aux_loss_coef > 0:
-            config.output_router_logits = True
         return AutoModelForCausalLM.from_pretrained(
             settings.pretrain,
             config=config,

@@ -16,38 +16,50 @@ class _HeadLoss(torch.autograd.Function):
     """Losses of a linear head in chunks of tokens; gradients are formed on the way forward."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, coefficients):
+    def forward(ctx, hidden, weight, bias, targets, coefficients, scale, cap):
         inputs = (hidden, weight, bias)
         needed = ctx.needs_input_grad[:3] if coefficients is not None else (False,) * 3
         grads = [
             torch.zeros_like(value, dtype=torch.float32) if need else None
             for value, need in zip(inputs, needed, strict=True)
         ]
-        out = torch.zeros(len(targets) + 1, dtype=torch.float32, device=hidden.device)
-        nll = out[:-1]
+        nll = torch.zeros(len(targets), dtype=torch.float32, device=hidden.device)
         for part in _chunks(len(targets), weight):
-            log_p = F.linear(hidden[part], weight, bias).float().log_softmax(-1)
+            logits = F.linear(hidden[part], weight, bias).float()
+            bend = _transform(logits, scale, cap)
+            log_p = logits.log_softmax(-1)
             nll[part] = -log_p.gather(1, targets[part, None]).squeeze(1)
             if any(needed):
-                slope = _slope(log_p, targets[part]).to(hidden.dtype)
+                slope = _slope(log_p, targets[part]).mul_(bend).to(hidden.dtype)
                 _add(grads, slope, coefficients[part], hidden[part], weight, part)
-        if coefficients is not None:
-            out[-1] = coefficients @ nll
+        objective = nll.new_zeros(()) if coefficients is None else coefficients @ nll
         ctx.save_for_backward(
             *(
                 grad if grad is None else grad.to(value.dtype)
                 for grad, value in zip(grads, inputs, strict=True)
             )
         )
-        return out
+        ctx.mark_non_differentiable(nll)
+        return nll, objective
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, _, grad):
         scaled = (
-            saved if saved is None else saved * grad[-1].to(saved.dtype)
-            for saved in ctx.saved_tensors
+            saved if saved is None else saved * grad.to(saved.dtype) for saved in ctx.saved_tensors
         )
-        return *scaled, None, None
+        return *scaled, None, None, None, None
+
+
+def _transform(logits: torch.Tensor, scale: float, cap: float | None) -> torch.Tensor | float:
+    """Scales and caps the logits in place; returns the slope of that."""
+    if scale != 1.0:
+        logits.mul_(scale)
+    if cap is None:
+        return scale
+    squashed = logits.div_(cap).tanh_()
+    bend = (1 - squashed**2).mul_(scale)
+    logits.mul_(cap)
+    return bend
 
 
 def _add(grads: list, slope, coefficients, hidden, weight, part: slice) -> None:
@@ -86,7 +98,9 @@ def head_losses(
     bias: torch.Tensor | None,
     targets: torch.Tensor,
     coefficients: torch.Tensor | None,
-) -> torch.Tensor:
+    scale: float = 1.0,
+    cap: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy of a language-model head without ever holding [S, V] logits.
 
     The objective `sum_s coefficients_s * nll_s` is known before the logits are, so its gradients
@@ -98,12 +112,14 @@ def head_losses(
         hidden: [S, H] states of the supervised positions; weight: [V, H]; bias: [V] or None.
         targets: int64 [S], the token each position should predict.
         coefficients: float32 [S], per nat; None where no gradient is wanted.
+        scale: of the logits.
+        cap: c, where the scaled logits z become c * tanh(z / c); None for no cap.
 
     Returns:
-        float32 [S + 1]: nats of each token, then the objective (0 without coefficients), the only
-        element that carries a gradient.
+        nll: float32 [S], nats of each token, without gradient.
+        objective: float32 scalar, which carries the gradient; 0 without coefficients.
     """
-    return _HeadLoss.apply(hidden, weight, bias, targets, coefficients)
+    return _HeadLoss.apply(hidden, weight, bias, targets, coefficients, scale, cap)
 
 
 def sum_by_row(token_nll: torch.Tensor, segments: torch.Tensor, n_rows: int) -> torch.Tensor:
@@ -116,3 +132,20 @@ def sum_by_row(token_nll: torch.Tensor, segments: torch.Tensor, n_rows: int) -> 
         float32 [n_rows], nats a row.
     """
     return token_nll.new_zeros(n_rows).index_add(0, segments, token_nll)
+
+
+def balance_loss(router_logits: tuple[torch.Tensor, ...], top_k: int) -> torch.Tensor:
+    """How unevenly a mixture of experts uses its experts.
+
+    Source: Switch Transformer (arXiv 2101.03961), equation 4, over the tokens of all layers.
+
+    Args:
+        router_logits: of each layer, [..., E].
+        top_k: experts a token goes to.
+
+    Returns:
+        float32 scalar; `top_k` when all experts are used alike.
+    """
+    shares = torch.cat([layer.flatten(0, -2) for layer in router_logits]).float().softmax(-1)
+    chosen = torch.zeros_like(shares).scatter_(1, shares.topk(top_k).indices, 1.0)
+    return shares.shape[1] * (chosen.mean(0) @ shares.mean(0))

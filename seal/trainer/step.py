@@ -167,7 +167,7 @@ class RowModel:
                 counted = coefficients[positions] if positions else torch.zeros(1)
                 counted = counted.to(self.strategy.device)
             batch = self.dataset.batch(held).to(self.strategy.device)
-            losses, objective, aux_loss = self.engine(*batch[:7], len(held), counted)
+            losses, objective, aux_loss = self.engine(batch, counted)
             yield positions, losses[: len(positions)], objective, aux_loss
 
 
