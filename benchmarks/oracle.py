@@ -31,10 +31,10 @@ from seal.models.actor import Actor
 from seal.models.attention import VARLEN
 from seal.models.selector import Selector
 from seal.provenance import commit, versions
-from seal.selection.scorers import random_scores
 from seal.statistics import auroc
 from seal.trainer.evaluation import row_means
-from seal.trainer.scoring import tune
+from seal.trainer.passes import tune
+from seal.trainer.scorers import random_scores
 from seal.trainer.selector_trainer import SelectorPlan, SelectorTrainer
 from seal.trainer.sft_trainer import SFTPlan
 from seal.trainer.step import RowModel, epoch_batches
@@ -111,7 +111,7 @@ class Estimators:
         """Plain SFT on some rows of `both`."""
         losses = self.engine(self.setting.rate)
         chosen = RowModel(losses.engine, self.strategy, self.both.select(rows), capacity=4096)
-        tune(chosen, SFTPlan(epochs, BATCH, self.seed), NoLogger())
+        tune(chosen, SFTPlan(epochs, BATCH, self.seed))
         return losses
 
     def losses(self, model: RowModel) -> np.ndarray:

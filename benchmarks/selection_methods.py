@@ -17,9 +17,9 @@ from seal.models.selector import Selector
 from seal.selection.artefact import Selection
 from seal.selection.calibration import auto_topp, calibrate
 from seal.selection.keys import RowIndex
-from seal.selection.scorers import dsir_scores, folds_of, random_scores, relative_contrast
 from seal.trainer.evaluation import row_means
-from seal.trainer.scoring import tune
+from seal.trainer.passes import folds_of, tune
+from seal.trainer.scorers import dsir_scores, random_scores, relative_contrast
 from seal.trainer.selector_trainer import SelectorPlan, SelectorTrainer
 from seal.trainer.sft_trainer import SFTPlan
 from seal.trainer.step import RowModel
@@ -169,7 +169,7 @@ def tuned_loss(world: World, name: str, rows: SFTDataset) -> np.ndarray:
 
     def work():
         engine = world.engine(-(-len(rows) // world.batch))
-        tune(world.over(engine, rows), SFTPlan(1, world.batch, world.seed), NoLogger())
+        tune(world.over(engine, rows), SFTPlan(1, world.batch, world.seed))
         losses = world.over(engine, world.user)
         means = row_means(losses, np.arange(len(world.user)))
         engine.destroy()
@@ -210,7 +210,7 @@ def out_of_fold_loss(world: World) -> np.ndarray:
             rest = world.user.select(np.flatnonzero(fold != number))
             held = np.flatnonzero(fold == number)
             engine = world.engine(-(-len(rest) // world.batch))
-            tune(world.over(engine, rest), SFTPlan(1, world.batch, world.seed), NoLogger())
+            tune(world.over(engine, rest), SFTPlan(1, world.batch, world.seed))
             means[held] = row_means(world.over(engine, world.user), held)
             engine.destroy()
         return means
@@ -223,7 +223,7 @@ def influence(world: World) -> np.ndarray:
 
     def work():
         engine = world.engine(-(-len(world.user) // world.batch))
-        tune(world.over(engine, world.user), SFTPlan(1, world.batch, world.seed), NoLogger())
+        tune(world.over(engine, world.user), SFTPlan(1, world.batch, world.seed))
         drifted = {n: p.detach().clone() for n, p in engine.module.named_parameters()}
         engine.destroy()
         down, up = (nudged(world, drifted, sign) for sign in (1.0, -1.0))

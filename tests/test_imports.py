@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "models": set(),
     "datasets": set(),
     "utils": set(),
-    "trainer": {"models", "datasets"},
+    "trainer": {"models", "datasets", "utils"},
     "selection": {"models", "datasets"},
     "statistics": set(),
     "assess": {"models", "datasets", "selection"},

@@ -5,6 +5,7 @@ import pytest
 import torch
 from launch import ROOT, deepspeed
 from tiny_world import make_model, make_rows, write_rows
+from transformers import AutoModelForCausalLM
 
 from seal.cli.flags import score_parser
 from seal.cli.score_dataset import score
@@ -12,8 +13,9 @@ from seal.datasets import load_rows, tokenize_rows
 from seal.errors import InputError
 from seal.models.actor import ModelSettings, load_actor
 from seal.selection.artefact import read_selection
-from seal.selection.scorers import ONE_PASS, folds_of, relative_contrast
 from seal.statistics import auroc
+from seal.trainer.passes import folds_of
+from seal.trainer.scorers import METHODS, relative_contrast
 from seal.utils.tokenizer import get_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -47,14 +49,27 @@ def run(flags, **extra):
     return read_selection(flags["selector_save_dir"] / f"{flags['selector_name']}.parquet")
 
 
-@pytest.mark.parametrize("method", ONE_PASS)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_scores_every_row(flags, method):
     found = run(flags, method=method)
     assert len(found) == 30 and found.meta["method"] == method
     assert np.isfinite(found.score).all() and len(np.unique(found.score)) > 20
-    assert found.meta["forward_equivalents"] >= ONE_PASS[method]
     again = run(flags, method=method)  # finished parts are read, nothing is tuned again
     np.testing.assert_array_equal(again.score, found.score)
+
+
+def test_the_halves_of_a_pass_are_the_even_and_the_odd_tokens(flags):
+    run(flags, method="perplexity")
+    sums = np.load(flags["selector_save_dir"] / "perplexity_parts/start_0.npy")
+    model = AutoModelForCausalLM.from_pretrained(flags["pretrain"])
+    tokenizer = get_tokenizer(str(flags["pretrain"]))
+    user = tokenize_rows(load_rows(str(flags["new_dataset"])), tokenizer, max_len=96)
+    for row in (0, 7):
+        batch = user.batch([row])
+        logits = model(input_ids=batch.input_ids).logits[0, batch.positions]
+        nll = torch.nn.functional.cross_entropy(logits.float(), batch.targets, reduction="none")
+        halves = [float(nll[half::2].sum()) for half in (0, 1)]
+        np.testing.assert_allclose(sums[row], halves, rtol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["safe_loss", "excess_loss", "relative_excess"])

@@ -10,7 +10,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
+from seal.datasets import load_rows, tokenize_rows
 from seal.errors import InputError
+from seal.selection.calibration import draw_canaries
 from seal.utils.config import config_words
 from seal.utils.entry import fail
 from seal.utils.logger import Logger, NoLogger, WandbSettings
@@ -392,6 +394,29 @@ def text_flags(args: argparse.Namespace) -> dict:
         "pretrain_mode": args.pretrain_mode,
         "supervise": args.supervise,
     }
+
+
+def read_rows(args: argparse.Namespace, strategy, tokenizer, names: str, probs: str = "1.0"):
+    """The rows of some datasets, tokenised, on every rank."""
+
+    def read():
+        rows = load_rows(names, probs=probs, **source_flags(args))
+        return tokenize_rows(rows, tokenizer, **text_flags(args))
+
+    return strategy.main_first(read)
+
+
+def read_rows_to_score(args: argparse.Namespace, strategy, tokenizer):
+    """The safe rows, the user's, and the canaries or None, tokenised; their counts are printed."""
+    safe = read_rows(args, strategy, tokenizer, args.dataset, args.dataset_probs)
+    user = read_rows(args, strategy, tokenizer, args.new_dataset)
+    strategy.print(f"safe rows: {safe}\nuser rows: {user}")
+    canaries = None
+    if args.canary_dataset:
+        known_bad = read_rows(args, strategy, tokenizer, args.canary_dataset)
+        canaries = draw_canaries(known_bad, safe, user, args.canary_fraction, args.seed)
+        strategy.print(f"canaries: {canaries}")
+    return safe, user, canaries
 
 
 def checkpoint_flags(args: argparse.Namespace, row_ids: Iterable[str]) -> dict:

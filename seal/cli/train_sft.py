@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 from seal.cli import flags
-from seal.datasets import concatenate, load_rows, tokenize_rows
+from seal.datasets import concatenate, load_rows
 from seal.errors import InputError
 from seal.models.actor import ModelSettings, load_actor
 from seal.models.attention import attention_note
@@ -94,12 +94,7 @@ def train(args) -> None:
 
 def read_data(args, strategy, tokenizer):
     """The rows to train on, the evaluation rows or None, and what `select` says of its choice."""
-
-    def read(names, probs="1.0"):
-        rows = load_rows(names, probs=probs, **flags.source_flags(args))
-        return tokenize_rows(rows, tokenizer, **flags.text_flags(args))
-
-    rows = strategy.main_first(lambda: read(args.dataset, args.dataset_probs))
+    rows = flags.read_rows(args, strategy, tokenizer, args.dataset, args.dataset_probs)
     strategy.print(f"rows: {rows}")
     if args.topp == "auto" and not args.selector_path:
         raise InputError("--topp auto needs --selector_path, a selector scored with canaries")
@@ -110,12 +105,12 @@ def read_data(args, strategy, tokenizer):
         strategy.print(NOTE.format(**selected))
         strategy.print(f"kept: {rows}")
     if args.safeinstr_dataset:
-        safe = strategy.main_first(lambda: read(args.safeinstr_dataset))
+        safe = flags.read_rows(args, strategy, tokenizer, args.safeinstr_dataset)
         strategy.print(f"mixed in: {safe}")
         rows = concatenate(rows, safe)
     if not args.eval_dataset:
         return rows, None, selected
-    held_out = strategy.main_first(lambda: read(args.eval_dataset)).without(rows)
+    held_out = flags.read_rows(args, strategy, tokenizer, args.eval_dataset).without(rows)
     strategy.print(f"evaluation rows: {held_out}")
     return rows, held_out, selected
 

@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 
 from seal.cli import flags
-from seal.datasets import concatenate, load_rows, tokenize_rows
+from seal.datasets import concatenate
 from seal.errors import InputError
 from seal.models.actor import MAIN, TRACKER, ModelSettings, load_actor
 from seal.models.attention import attention_note
 from seal.models.selector import Selector
 from seal.provenance import sha256_of_file
 from seal.selection.artefact import selection_meta, write_selection
-from seal.selection.calibration import calibrate, draw_canaries
-from seal.selection.scorers import relative_contrast
+from seal.selection.calibration import calibrate
 from seal.trainer.checkpoint import Checkpoints
 from seal.trainer.evaluation import row_means
+from seal.trainer.scorers import relative_contrast
 from seal.trainer.selector_trainer import SelectorPlan, SelectorTrainer
 from seal.trainer.step import RowModel
 from seal.utils import entry, record
@@ -39,7 +39,11 @@ def train(args) -> None:
     check(args)
     strategy = flags.get_strategy(args)
     tokenizer = get_tokenizer(args.pretrain, **flags.tokenizer_flags(args))
-    safe, user, canaries, held_out = read_data(args, strategy, tokenizer)
+    safe, user, canaries = flags.read_rows_to_score(args, strategy, tokenizer)
+    held_out = None
+    if args.eval_dataset:
+        held_out = flags.read_rows(args, strategy, tokenizer, args.eval_dataset).without(safe, user)
+        strategy.print(f"evaluation rows: {held_out}")
     pool = concatenate(user, canaries) if canaries else user
     visits = args.max_epochs * len(pool) / len(safe)
     if visits > MANY_VISITS:
@@ -110,27 +114,6 @@ def check(args) -> None:
     if args.selector_estimator not in ESTIMATORS:
         known = list(ESTIMATORS)
         raise InputError(f"--selector_estimator {args.selector_estimator}: known are {known}")
-
-
-def read_data(args, strategy, tokenizer):
-    """The safe rows, the user's, the canaries or None, the evaluation rows or None, tokenised."""
-
-    def read(names, probs="1.0"):
-        rows = load_rows(names, probs=probs, **flags.source_flags(args))
-        return tokenize_rows(rows, tokenizer, **flags.text_flags(args))
-
-    safe = strategy.main_first(lambda: read(args.dataset, args.dataset_probs))
-    user = strategy.main_first(lambda: read(args.new_dataset))
-    strategy.print(f"safe rows: {safe}\nuser rows: {user}")
-    canaries = held_out = None
-    if args.canary_dataset:
-        known_bad = strategy.main_first(lambda: read(args.canary_dataset))
-        canaries = draw_canaries(known_bad, safe, user, args.canary_fraction, args.seed)
-        strategy.print(f"canaries: {canaries}")
-    if args.eval_dataset:
-        held_out = strategy.main_first(lambda: read(args.eval_dataset)).without(safe, user)
-        strategy.print(f"evaluation rows: {held_out}")
-    return safe, user, canaries, held_out
 
 
 def prepare_models(args, strategy, rows, steps):

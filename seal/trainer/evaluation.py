@@ -1,4 +1,4 @@
-"""Loss on rows held apart from training."""
+"""Loss of rows without training on them."""
 
 import numpy as np
 from tqdm import tqdm
@@ -8,31 +8,35 @@ from seal.trainer.step import RowModel
 BATCH_ROWS = 1024
 
 
-def row_means(losses: RowModel, rows: np.ndarray, note: str | None = None) -> np.ndarray:
-    """Each row's mean loss, without gradients and without dropout.
+def half_sums(model: RowModel, rows: np.ndarray, note: str | None = None) -> np.ndarray:
+    """Loss of each row's even and of its odd supervised tokens, without dropout.
 
     Args:
-        losses: the engine and its dataset.
+        model: the engine and its dataset.
         rows: int64 [R], row numbers of the dataset.
         note: title of a progress bar on rank 0; None for no bar.
 
     Returns:
-        float64 [R], nats a supervised token.
+        float64 [R, 2], nats; the first supervised token is even.
     """
-    losses.engine.eval()
-    means = np.empty(len(rows))
-    hidden = note is None or not losses.strategy.is_rank_0()
+    model.engine.eval()
+    sums = np.empty((len(rows), 2))
+    hidden = note is None or not model.strategy.is_rank_0()
     with tqdm(total=len(rows), unit="row", desc=note, disable=hidden or None) as bar:
         for start in range(0, len(rows), BATCH_ROWS):
             part = rows[start : start + BATCH_ROWS]
-            nll = losses.forward(part).double().numpy()
-            means[start : start + BATCH_ROWS] = nll / losses.dataset.supervised[part]
+            sums[start : start + BATCH_ROWS] = model.half_sums(part).double().numpy()
             bar.update(len(part))
-    losses.engine.train()
-    return means
+    model.engine.train()
+    return sums
 
 
-def mean_loss(losses: RowModel, n_rows: int, per: str) -> float:
+def row_means(model: RowModel, rows: np.ndarray, note: str | None = None) -> np.ndarray:
+    """Each row's mean loss: float64 [R], nats a supervised token; arguments as `half_sums`."""
+    return half_sums(model, rows, note).sum(axis=1) / model.dataset.supervised[rows]
+
+
+def mean_loss(model: RowModel, n_rows: int, per: str) -> float:
     """Mean loss over the dataset's first `n_rows` rows.
 
     Args:
@@ -41,6 +45,6 @@ def mean_loss(losses: RowModel, n_rows: int, per: str) -> float:
     Returns:
         Nats a token.
     """
-    means = row_means(losses, np.arange(n_rows))
-    weights = losses.dataset.supervised[:n_rows] if per == "token" else None
+    means = row_means(model, np.arange(n_rows))
+    weights = model.dataset.supervised[:n_rows] if per == "token" else None
     return float(np.average(means, weights=weights))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from seal.datasets import SFTDataset
+from seal.datasets import Batch, SFTDataset
 from seal.errors import NonFiniteLoss
 
 if TYPE_CHECKING:
@@ -109,7 +109,11 @@ class RowModel:
 
     def forward(self, rows: np.ndarray) -> torch.Tensor:
         """Losses without gradients: int64 [R] rows to float32 [R] nats, summed over tokens."""
-        nll = torch.zeros(len(rows), dtype=torch.float32)
+        return self.half_sums(rows).sum(1)
+
+    def half_sums(self, rows: np.ndarray) -> torch.Tensor:
+        """As `forward`, apart for even and odd supervised tokens: float32 [R, 2] nats."""
+        nll = torch.zeros(len(rows), 2, dtype=torch.float32)
         with torch.no_grad():
             for positions, losses, _, _ in self._micro_steps(rows):
                 nll[positions] = losses.cpu()
@@ -155,20 +159,34 @@ class RowModel:
     def _micro_steps(
         self, rows: np.ndarray, coefficients: torch.Tensor | None = None
     ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """This rank's micro-batches: (positions in `rows`, losses, objective, auxiliary loss)."""
+        """This rank's micro-batches: (positions in `rows`, losses, objective, auxiliary loss).
+
+        Without coefficients the losses are those of `half_sums`.
+        """
         if self.adapter:
             self.engine.module.use_adapter(self.adapter)
         for positions in self._plan(rows):
             # A rank without rows still takes the pass, which ZeRO-3 waits for, on one row that
             # counts for nothing.
             held = rows[positions] if positions else rows[:1]
-            counted = None
-            if coefficients is not None:
+            batch = self.dataset.batch(held).to(self.strategy.device)
+            if coefficients is None:
+                losses, *rest = self.engine(_in_halves(batch))
+                losses = losses.view(-1, 2)
+            else:
                 counted = coefficients[positions] if positions else torch.zeros(1)
                 counted = counted.to(self.strategy.device)
-            batch = self.dataset.batch(held).to(self.strategy.device)
-            losses, objective, aux_loss = self.engine(batch, counted)
-            yield positions, losses[: len(positions)], objective, aux_loss
+                losses, *rest = self.engine(batch, counted)
+            yield positions, losses[: len(positions)], *rest
+
+
+def _in_halves(batch: Batch) -> Batch:
+    """Even and odd supervised tokens of each row as two rows, one after the other."""
+    counts = torch.bincount(batch.segments, minlength=len(batch.rows))
+    places = torch.arange(len(batch.segments), device=batch.segments.device)
+    places -= (counts.cumsum(0) - counts)[batch.segments]
+    segments = 2 * batch.segments + places % 2
+    return batch._replace(segments=segments, rows=batch.rows.repeat_interleave(2))
 
 
 def require_finite(nll: torch.Tensor, rows: np.ndarray, dataset: SFTDataset, step: int) -> None:

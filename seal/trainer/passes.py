@@ -1,0 +1,332 @@
+"""The passes over rows that every score is made of: each is run once, shared and resumable."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+
+from seal.datasets import SFTDataset
+from seal.errors import InputError
+from seal.models.actor import ModelSettings, load_actor
+from seal.trainer.evaluation import half_sums, row_means
+from seal.trainer.scoring import Parts
+from seal.trainer.sft_trainer import SFTPlan, SFTTrainer
+from seal.trainer.step import RowModel
+from seal.utils.logger import NoLogger
+from seal.utils.schedule import schedule_factor
+
+if TYPE_CHECKING:
+    from seal.utils.strategy import DeepspeedStrategy
+
+HELD_OUT = 20  # one safe row in so many is kept from tuning, to see how far the model moved
+HELD_ROWS = 64  # rows of each set that are looked at for it, at most
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How a model is tuned for a score; the fields are the flags of the same names.
+
+    Attributes:
+        tune_epochs: passes over the rows.
+        train_batch_size: rows a step.
+        learning_rate: AdamW's peak.
+        folds: of the out-of-fold loss, at least 2.
+        influence_step: size of the step along the safe gradient.
+
+    Raises:
+        InputError: fewer than two folds.
+    """
+
+    tune_epochs: int = 1
+    train_batch_size: int = 128
+    learning_rate: float = 2e-6
+    lr_scheduler: str = "cosine"
+    folds: int = 2
+    influence_step: float = 1e-4
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        if self.folds < 2:
+            raise InputError(f"--folds must be at least 2, got {self.folds}")
+
+
+class Engines:
+    """Makes engines of the model that scores start from, each equal to the last.
+
+    Args:
+        strategy: ranks and engines.
+        settings: of the model.
+        tokenizer: saved with a model.
+        capacity: tokens a micro-batch may hold.
+        l2: AdamW's weight decay.
+    """
+
+    def __init__(
+        self,
+        strategy: DeepspeedStrategy,
+        settings: ModelSettings,
+        tokenizer,
+        capacity: int,
+        l2: float = 0.0,
+    ):
+        self.strategy = strategy
+        self.settings = settings
+        self.tokenizer = tokenizer
+        self.capacity = capacity
+        self.l2 = l2
+
+    def engine(self, start: str | None, rate: float, scheduler: str, steps: int):
+        """A fresh engine of a model directory, or of the start (None)."""
+        self.strategy.seed_everything()
+        with self.strategy.loading():
+            actor = load_actor(replace(self.settings, pretrain=start or self.settings.pretrain))
+        optimizer = self.strategy.create_optimizer(actor, rate, self.l2)
+        return self.strategy.prepare(actor, optimizer, schedule_factor(scheduler, steps))
+
+    def over(self, engine, rows: SFTDataset) -> RowModel:
+        """The engine over some rows."""
+        return RowModel(engine, self.strategy, rows, self.capacity, self.settings.aux_loss_coef)
+
+    def save(self, engine, directory: str) -> None:
+        """Writes a model that `engine` can start from."""
+        self.strategy.save_model(engine, self.tokenizer, directory)
+
+
+class Done(NamedTuple):
+    """A finished pass: float64 [R, 2] nats of even and odd tokens, and what it took.
+
+    The note holds `cost` (forward passes a row of the user), `seconds`, `cpu_seconds` and `moved`:
+    mean loss of held-out rows before and after tuning, {"safe": [b, a], "rows": [b, a]}.
+    """
+
+    sums: np.ndarray
+    note: dict
+
+
+class Passes:
+    """Losses of the user's rows under the models that scores compare.
+
+    Every public method returns float64 [N], nats a token, higher = less expected. A training step
+    costs three forward passes. With `half` set, the losses are those of the even or odd tokens.
+
+    Args:
+        engines: makes the models.
+        safe: the trusted rows.
+        rows: the rows to score.
+        tuning: how models are tuned.
+        parts: where finished passes are kept.
+        ready: model directories to use as they are, for "safe" or "rows".
+        texts: gives the texts of `rows` and of the safe rows, for scores without a model.
+
+    Attributes:
+        half: None for whole rows, 0 or 1 for their even or odd supervised tokens; NaN where a row
+            has none.
+        used: names of the passes that were asked for since it was last emptied.
+    """
+
+    def __init__(
+        self,
+        engines: Engines,
+        safe: SFTDataset,
+        rows: SFTDataset,
+        tuning: Tuning,
+        parts: Parts,
+        ready: Mapping[str, str | None] | None = None,
+        texts: Callable[[], tuple[list[str], list[str]]] | None = None,
+    ):
+        self.engines = engines
+        self.safe = safe
+        self.rows = rows
+        self.tuning = tuning
+        self.parts = parts
+        self.ready = dict(ready or {})
+        self.texts = texts
+        self.half: int | None = None
+        self.used: dict[str, Done] = {}
+        self._done: dict[str, Done] = {}
+        self._drifted: str | tempfile.TemporaryDirectory | None = self.ready.get("rows")
+        held = folds_of(safe.ids, HELD_OUT) == 0
+        apart = held.any() and not held.all()
+        self._tuned_on = safe.select(np.flatnonzero(~held)) if apart else safe
+        looked_at = safe.select(np.flatnonzero(held)) if apart else safe
+        self._held_safe = looked_at.sample(HELD_ROWS, tuning.seed)
+
+    def start_loss(self) -> np.ndarray:
+        """Loss under the model as it comes."""
+        return self._means(self._pass("start", self.rows))
+
+    def response_loss(self) -> np.ndarray:
+        """Loss under the model as it comes, of responses without their prompts."""
+        return self._means(self._pass("alone", self.rows.responses_only()))
+
+    def safe_loss(self) -> np.ndarray:
+        """Loss under a model tuned on the safe rows."""
+        return self._means(self._pass("safe", self.rows, self.ready.get("safe"), self._tuned_on))
+
+    def rows_loss(self) -> np.ndarray:
+        """Loss under a model tuned on the very rows."""
+        return self._means(self._pass("rows", self.rows, self.ready.get("rows"), self.rows))
+
+    def out_of_fold_loss(self) -> np.ndarray:
+        """Loss under a model tuned on the other folds of the rows.
+
+        A model that has trained on a row knows it by heart, and a memorised hard row looks like an
+        unsafe one.
+
+        Raises:
+            InputError: a fold is empty.
+        """
+        if self.ready.get("rows"):
+            return self.rows_loss()
+        folds = self.tuning.folds
+        fold, sums = folds_of(self.rows.ids, folds), np.empty((len(self.rows), 2))
+        for number in range(folds):
+            held, rest = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
+            if len(held) == 0 or len(rest) == 0:
+                raise InputError(
+                    f"--folds {folds} leaves a fold empty over {len(fold)} rows; lower it"
+                )
+            held_rows, rest_rows = self.rows.select(held), self.rows.select(rest)
+            sums[held] = self._pass(f"fold{number}", held_rows, tune_on=rest_rows)
+        return self._means(sums)
+
+    def nudged_loss(self, direction: float) -> np.ndarray:
+        """Loss after one step down (1) or up (-1) the mean safe loss, at a model tuned on the rows.
+
+        At the aligned model itself the safe gradient is nearly zero.
+        """
+        if self._drifted is None:
+            self._drifted = self._tune_and_keep()
+        name = "down" if direction > 0 else "up"
+        return self._means(self._pass(name, self.rows, self._drifted, direction=direction))
+
+    def _means(self, sums: np.ndarray) -> np.ndarray:
+        """float64 [N, 2] nats to [N] nats a token, of the half that is asked for."""
+        tokens = self.rows.supervised
+        if self.half is None:
+            return sums.sum(axis=1) / tokens
+        count = (tokens + 1 - self.half) // 2
+        return np.divide(
+            sums[:, self.half], count, out=np.full(len(count), np.nan), where=count > 0
+        )
+
+    def _pass(
+        self,
+        name: str,
+        rows: SFTDataset,
+        start: str | None = None,
+        tune_on: SFTDataset | None = None,
+        direction: float | None = None,
+    ) -> np.ndarray:
+        """Loss of rows under one model, float64 [R, 2], nats of even and odd tokens.
+
+        Args:
+            start: a model to use as it is; None for the start, tuned on `tune_on` where given.
+            direction: of a step along the safe gradient first.
+        """
+        if name not in self._done:
+            found = self.parts.finished(name, len(rows))
+            if found is None:
+                with self._noted(name) as note:
+                    sums = self._run(name, rows, start, tune_on, direction, note)
+                self._done[name] = Done(sums, note)
+            else:
+                self._done[name] = Done(*found)
+        self.used[name] = self._done[name]
+        return self._done[name].sums
+
+    def _run(self, name, rows, start, tune_on, direction, note) -> np.ndarray:
+        tune_on = None if start or direction is not None else tune_on
+        with self._engine(start, tune_on, direction) as engine:
+            if tune_on is not None:
+                self._tune(engine, tune_on, rows, note)
+            if direction is not None:
+                self._step_along_safe_gradient(engine, direction)
+                note["cost"] += 3 * len(self.safe) / len(self.rows)
+            model = self.engines.over(engine, rows)
+            sums = self.parts.rows(name, len(rows), lambda part: half_sums(model, part, name))
+        note["cost"] += len(rows) / len(self.rows)
+        return sums
+
+    def _tune_and_keep(self) -> str | tempfile.TemporaryDirectory:
+        """Directory of a model tuned on the rows, for the passes that start from it."""
+        if self.parts.directory is None:
+            scratch = tempfile.TemporaryDirectory()
+            kept = scratch.name
+        else:
+            kept = scratch = str(self.parts.directory / "drifted")
+        found = self.parts.finished("drifted", 0)
+        if found is None:
+            with self._noted("drifted") as note, self._engine(None, self.rows) as engine:
+                self._tune(engine, self.rows, self.rows, note)
+                self.engines.save(engine, kept)
+            found = np.empty((0, 2)), note
+        self._done["drifted"] = self.used["drifted"] = Done(*found)
+        return scratch
+
+    @contextlib.contextmanager
+    def _noted(self, name: str) -> Iterator[dict]:
+        """The note of a pass that runs inside; what it took is added at the end."""
+        note = {"cost": 0.0, "moved": None}
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield note
+        note["seconds"] = round(time.perf_counter() - wall, 1)
+        note["cpu_seconds"] = round(time.process_time() - cpu, 1)
+        self.parts.finish(name, note)
+
+    @contextlib.contextmanager
+    def _engine(self, start, tune_on=None, direction=None) -> Iterator:
+        gc.collect()  # an engine that was destroyed holds cycles
+        tuning, rate, steps = self.tuning, self.tuning.learning_rate, 1
+        if tune_on is not None:
+            steps = tuning.tune_epochs * -(-len(tune_on) // tuning.train_batch_size)
+        if direction is not None:
+            rate = tuning.influence_step
+        scheduler = "constant" if tune_on is None else tuning.lr_scheduler
+        engine = self.engines.engine(start, rate, scheduler, steps)
+        yield engine
+        engine.destroy()
+
+    def _tune(self, engine, tune_on: SFTDataset, rows: SFTDataset, note: dict) -> None:
+        """Tunes an engine, and notes how far the loss of held-out rows moved."""
+        tuning, looked_at = self.tuning, {"safe": self._held_safe}
+        looked_at["rows"] = rows.sample(HELD_ROWS, tuning.seed)
+        moved = {name: [self._mean(engine, held)] for name, held in looked_at.items()}
+        plan = SFTPlan(tuning.tune_epochs, tuning.train_batch_size, tuning.seed)
+        tune(self.engines.over(engine, tune_on), plan)
+        for name, held in looked_at.items():
+            moved[name].append(self._mean(engine, held))
+        passes = 3 * tuning.tune_epochs * len(tune_on) + 2 * sum(map(len, looked_at.values()))
+        note["cost"] += passes / len(self.rows)
+        note["moved"] = moved
+
+    def _mean(self, engine, rows: SFTDataset) -> float:
+        model = self.engines.over(engine, rows)
+        return float(row_means(model, np.arange(len(rows))).mean())
+
+    def _step_along_safe_gradient(self, engine, direction: float) -> None:
+        """One optimizer step of size `influence_step` on the mean safe loss."""
+        model, batch = self.engines.over(engine, self.safe), self.tuning.train_batch_size
+        share = direction / len(self.safe) / self.safe.supervised
+        for start in range(0, len(self.safe), batch):
+            rows = np.arange(start, min(start + batch, len(self.safe)))
+            model.backward(rows, torch.from_numpy(share[rows]).float())
+        model.strategy.step(engine)
+
+
+def tune(model: RowModel, plan: SFTPlan) -> None:
+    """Plain SFT of the engine on its dataset; without checkpoints: it is repeated if broken off."""
+    SFTTrainer(model, plan, NoLogger(), {}, save_checkpoint=lambda step: None).fit()
+
+
+def folds_of(ids: np.ndarray, folds: int) -> np.ndarray:
+    """Fold of each row by its id, so that copies of a row fall together: str [N] to int64 [N]."""
+    return np.array([int(row_id[:8], 16) % folds for row_id in ids], dtype=np.int64)
