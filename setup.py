@@ -45,7 +45,7 @@ setup(
         "trl": ["trl>=1.16"],
         "completion": ["shtab>=1.7"],
         "dsir": ["data-selection>=1.0.3"],
-        "study": ["matplotlib>=3.9", "scikit-learn>=1.5"],
+        "study": ["matplotlib>=3.9", "scikit-learn>=1.5", "gguf>=0.17"],
         "test": [
             "pytest>=8.3",
             "hypothesis>=6.100",
