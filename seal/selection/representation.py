@@ -1,0 +1,218 @@
+"""Scores that are functions of a row's hidden states, held against anchors: rows known to be good
+or bad.
+
+One forward pass of the starting model gives the states; no score here reads text or trains a model.
+Every score: float64 [N], higher = keep.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from seal.errors import InputError
+from seal.statistics import auroc
+
+FEWEST_ANCHORS = 20  # of each side
+NEIGHBOURS = 10
+PROBE_STRENGTH = 1e-3  # inverse of the L2 penalty on standardised features
+DIRECTIONS = 6  # of the subspace, the strongest of the rows' own
+TOP_TOKENS = 0.2
+FOLDS = 5
+PENALTIES = np.logspace(-1, 5, 13)
+CURVE = (30, 100, 300, 1000, 3000)  # anchors a side, where there are as many
+
+
+class States(NamedTuple):
+    """Hidden states of N rows at one layer, float32 [N, H] each.
+
+    Attributes:
+        response: mean over the response's tokens.
+        prompt: at the last token before the response.
+        last: at the response's last token.
+    """
+
+    response: np.ndarray
+    prompt: np.ndarray
+    last: np.ndarray
+
+    def at(self, rows: np.ndarray) -> States:
+        """The states of some rows: int64 [R] or bool [N]."""
+        return States(*(part[rows] for part in self))
+
+    @property
+    def features(self) -> np.ndarray:
+        """Response, prompt and last side by side, [N, 3 H]."""
+        return np.concatenate(self, axis=1)
+
+
+def knn(rows: States, safe: States, bad: States, neighbours: int = NEIGHBOURS) -> np.ndarray:
+    """Mean cosine to the nearest safe anchors less the same to the nearest bad ones."""
+    centre = np.concatenate([safe.response, bad.response]).mean(axis=0)
+    units = _unit(rows.response - centre)
+
+    def nearness(anchors: States) -> np.ndarray:
+        cosines = units @ _unit(anchors.response - centre).T  # [N, A]
+        count = min(neighbours, cosines.shape[1])
+        return np.partition(cosines, -count, axis=1)[:, -count:].mean(axis=1)
+
+    return (nearness(safe) - nearness(bad)).astype(np.float64)
+
+
+def probe(rows: States, safe: States, bad: States) -> np.ndarray:
+    """How far a row lies on the safe side of a linear classifier of the anchors."""
+    return fit_probe(safe, bad).predict(rows.features)
+
+
+def larf(rows: States, safe: States, bad: States) -> np.ndarray:
+    """Mean cosine of the last token's state to the safe anchors less that to the bad ones.
+
+    Source: LARF (arXiv 2507.18631).
+    """
+    units = _unit(rows.last)
+    toward = _unit(safe.last).mean(axis=0) - _unit(bad.last).mean(axis=0)
+    return (units @ toward).astype(np.float64)
+
+
+def shift(rows: States, safe: States, bad: States) -> np.ndarray:
+    """How far the response moves from its prompt along the way from safe to bad, negated.
+
+    Source: DataShield (arXiv 2606.00160).
+    """
+    way = _unit(bad.response.mean(axis=0) - safe.response.mean(axis=0))
+    return -((rows.response - rows.prompt) @ way).astype(np.float64)
+
+
+def subspace(rows: States, directions: int = DIRECTIONS) -> np.ndarray:
+    """How much of a row lies in the strongest directions of all rows, negated; needs no anchors.
+
+    Source: SAFT (arXiv 2410.10014).
+    """
+    centred = (rows.response - rows.response.mean(axis=0)).astype(np.float64)
+    _, ways = np.linalg.eigh(centred.T @ centred)  # weakest first
+    return -((centred @ ways[:, -directions:]) ** 2).sum(axis=1)
+
+
+def token_excess(bad_nll: np.ndarray, safe_nll: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Mean over each row's highest fifth of tokens of bad-tuned less safe-tuned loss.
+
+    Args:
+        bad_nll, safe_nll: float [S], nats of each token under the two models.
+        ends: int64 [N], where each row's tokens end in them.
+
+    Source: TOSS (arXiv 2603.01185).
+    """
+    rows = np.split(bad_nll - safe_nll, ends[:-1])
+    kept = [max(1, round(TOP_TOKENS * len(row))) for row in rows]
+    return np.array([np.sort(row)[-k:].mean() for row, k in zip(rows, kept, strict=True)])
+
+
+class Head(NamedTuple):
+    """A linear map from a row's features to a score.
+
+    Attributes:
+        slope: float64 [F]; intercept: float.
+    """
+
+    slope: np.ndarray
+    intercept: float
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """float [N, F] to float64 [N]."""
+        return features.astype(np.float64) @ self.slope + self.intercept
+
+
+def fit_probe(safe: States, bad: States, strength: float = PROBE_STRENGTH) -> Head:
+    """Logistic regression of safe against bad anchors on standardised features."""
+    from sklearn.linear_model import LogisticRegression
+
+    features = np.concatenate([safe.features, bad.features]).astype(np.float64)
+    labels = np.repeat([1, 0], [len(safe.last), len(bad.last)])
+    centre, spread = features.mean(axis=0), features.std(axis=0) + 1e-6
+    model = LogisticRegression(C=strength, class_weight="balanced", max_iter=1000)
+    model.fit((features - centre) / spread, labels)
+    slope = model.coef_[0] / spread
+    return Head(slope, float(model.intercept_[0] - centre @ slope))
+
+
+METHODS = {"knn": knn, "probe": probe, "larf": larf, "shift": shift}
+
+
+def held_out_auroc(
+    method: str, safe: States, bad: States, groups: tuple[np.ndarray, np.ndarray], count: int = 0
+) -> float:
+    """AUROC of anchors that a method was not shown: safe above bad, in [0, 1].
+
+    Args:
+        method: one of METHODS.
+        groups: for safe and for bad, int64 [A] in [0, FOLDS): anchors that are held out together.
+        count: anchors of each side shown, at most; 0 for all.
+    """
+    scores, labels = [], []
+    for fold in range(FOLDS):
+        shown = [
+            side.at(np.flatnonzero(group != fold)[: count or None])
+            for side, group in zip((safe, bad), groups, strict=True)
+        ]
+        for label, side, group in ((1, safe, groups[0]), (0, bad, groups[1])):
+            asked = side.at(group == fold)
+            scores.append(METHODS[method](asked, *shown))
+            labels.append(np.full(len(asked.last), label))
+    return auroc(np.concatenate(scores), np.concatenate(labels))
+
+
+def learning_curve(
+    method: str, safe: States, bad: States, groups: tuple[np.ndarray, np.ndarray]
+) -> dict[int, float]:
+    """Held-out AUROC by the number of anchors shown of each side; the last is all of them."""
+    most = min(len(safe.last), len(bad.last)) * (FOLDS - 1) // FOLDS
+    counts = [count for count in CURVE if count < most] + [most]
+    return {count: held_out_auroc(method, safe, bad, groups, count) for count in counts}
+
+
+def check_anchors(safe: int, bad: int) -> None:
+    """Refuses too few anchors.
+
+    Raises:
+        InputError: fewer than `FEWEST_ANCHORS` of one side.
+    """
+    for name, count in (("--dataset", safe), ("--unsafe_dataset", bad)):
+        if count < FEWEST_ANCHORS:
+            raise InputError(
+                f"{name} holds {count} rows; an anchor method needs at least {FEWEST_ANCHORS}"
+            )
+
+
+def smooth(score: np.ndarray, features: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """What a row's features say its score should be: ridge regression, out of fold.
+
+    A score made of one row's tokens alone is mostly noise; a function of the states shares what
+    the rows know.
+
+    Args:
+        score: float [N]; features: float [N, F].
+        groups: int64 [N] in [0, FOLDS): rows predicted together; copies of a row belong together.
+
+    Returns:
+        float64 [N].
+    """
+    from sklearn.linear_model import RidgeCV
+    from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), RidgeCV(PENALTIES))
+    return cross_val_predict(model, features, score, groups=groups, cv=LeaveOneGroupOut())
+
+
+def by_rank(*scores: np.ndarray) -> np.ndarray:
+    """Mean rank over several scores, float64 [N] in [0, 1]: joins what has no common unit."""
+    from scipy.stats import rankdata
+
+    return np.mean([(rankdata(score) - 1) / max(1, len(score) - 1) for score in scores], axis=0)
+
+
+def _unit(states: np.ndarray) -> np.ndarray:
+    """States scaled to length one."""
+    return states / (np.linalg.norm(states, axis=-1, keepdims=True) + 1e-12)
