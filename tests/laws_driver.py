@@ -193,7 +193,7 @@ class Run:
         """States of the first two rows after the first layer, [T, H]."""
         batch = self.losses.dataset.batch([0, 1])
         with torch.no_grad():
-            return self.engine(batch, layer=1).float().numpy()
+            return self.engine(batch, layers=[1])[0].float().numpy()
 
     def selection(self) -> dict[str, np.ndarray]:
         """The selector's columns."""

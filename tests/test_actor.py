@@ -109,7 +109,7 @@ def test_states_of_a_layer_are_the_models_own(architecture):
     reference = tiny_model(architecture).eval()
     actor, batch = Actor(model), pack(ROWS)
     for layer in (1, actor.n_layers):
-        found = actor(batch, layer=layer)
+        found = actor(batch, layers=[layer])[0]
         for (tokens, _), start in zip(ROWS, batch.cu_seqlens.tolist(), strict=False):
             alone = reference(input_ids=tokens[None], output_hidden_states=True, use_cache=False)
             states = alone.hidden_states[layer][0]
@@ -117,7 +117,7 @@ def test_states_of_a_layer_are_the_models_own(architecture):
     calls = []
     actor.model.get_output_embeddings().register_forward_hook(lambda *_: calls.append(1))
     actor._layers()[2][1].register_forward_hook(lambda *_: calls.append(1))
-    actor(batch, layer=1)
+    actor(batch, layers=[1])
     assert not calls, "nothing above the layer runs"
 
 

@@ -61,6 +61,10 @@ class Batch(NamedTuple):
         }
         return self._replace(**moved)
 
+    def counts(self) -> torch.Tensor:
+        """Supervised tokens of each row, int64 [R]."""
+        return torch.bincount(self.segments, minlength=len(self.rows))
+
 
 class SFTDataset(torch.utils.data.Dataset):
     """Tokenised rows, memory-mapped; made by `tokenize_rows`.

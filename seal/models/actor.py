@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,57 +90,64 @@ class Actor(nn.Module):
         self,
         batch: Batch,
         coefficients: torch.Tensor | None = None,
-        layer: int | None = None,
+        layers: Sequence[int] | None = None,
+        by_token: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | torch.Tensor:
-        """Loss of each row of a packed stream, or its states at one layer.
+        """Loss of each row of a packed stream, or of each token, or the states at some layers.
 
         Args:
             coefficients: float32 [R], what a nat of each row counts in the objective; None for no
                 objective.
-            layer: in [1, L]: give the states after so many layers (after L: normalised, as the head
-                takes them) and do not run the layers above.
+            layers: rising, in [1, L]: give the states after so many layers (after L: normalised, as
+                the head takes them) and do not run the layers above the last one.
+            by_token: give the losses of the supervised tokens alone.
 
         Returns:
             nll: float32 [R], nats summed over the row's supervised tokens, no gradient.
             objective: float32 scalar, `sum_i coefficients_i * nll_i`, which carries the gradient.
             aux_loss: float32 scalar, the router's balance loss of a mixture of experts, else 0.
 
-            With `layer`: [T, H], the states of the stream's tokens.
+            With `layers`: [K, T, H], the states of the stream's tokens at each of them. With
+            `by_token`: float32 [S], nats.
         """
-        if layer is not None:
-            return self._states(batch, layer)
-        by_token = None if coefficients is None else coefficients[batch.segments]
+        if layers is not None:
+            return self._states(batch, layers)
+        shares = None if coefficients is None else coefficients[batch.segments]
         if self.head is not None:
             output = self._run(self._causal().base_model, batch)
             hidden = output.last_hidden_state[0].index_select(0, batch.positions)
-            token_nll, objective = self.head(hidden, batch.targets, by_token)
+            token_nll, objective = self.head(hidden, batch.targets, shares)
         else:
             output = self._run(self.model, batch, logits_to_keep=batch.positions)
             logits = output.logits[0].float()
             token_nll = nn.functional.cross_entropy(logits, batch.targets, reduction="none")
-            objective = token_nll.new_zeros(()) if by_token is None else by_token @ token_nll
+            objective = token_nll.new_zeros(()) if shares is None else shares @ token_nll
+        if by_token:
+            return token_nll.detach()
         nll = sum_by_row(token_nll.detach(), batch.segments, len(batch.rows))
         if not self.balance:
             return nll, objective, nll.new_zeros(())
         top_k = self.model.config.get_text_config().num_experts_per_tok
         return nll, objective, balance_loss(output.router_logits, top_k)
 
-    def _states(self, batch: Batch, layer: int) -> torch.Tensor:
-        """[T, H] after `layer` layers, with the layers above taken out for the pass."""
-        body = self._causal().base_model
-        if layer == self.n_layers:
-            return self._run(body, batch).last_hidden_state[0]
+    def _states(self, batch: Batch, wanted: Sequence[int]) -> torch.Tensor:
+        """[K, T, H] after `wanted` layers, with those above the last taken out for the pass."""
         parent, name, layers = self._layers()
         states = []
-        hook = layers[layer - 1].register_forward_hook(lambda *call: states.append(call[-1]))
-        setattr(parent, name, layers[:layer])
+        hooks = [
+            layers[number - 1].register_forward_hook(lambda *call: states.append(call[-1]))
+            for number in wanted
+        ]
+        setattr(parent, name, layers[: wanted[-1]])
         try:
-            self._run(body, batch)
+            output = self._run(self._causal().base_model, batch)
         finally:
             setattr(parent, name, layers)
-            hook.remove()
-        output = states[0]
-        return (output if isinstance(output, torch.Tensor) else output[0])[0]
+            for hook in hooks:
+                hook.remove()
+        if wanted[-1] == self.n_layers:
+            states[-1] = output.last_hidden_state
+        return torch.stack([(s if isinstance(s, torch.Tensor) else s[0])[0] for s in states])
 
     def _layers(self) -> tuple[nn.Module, str, nn.ModuleList]:
         """The body's layers, the module that holds them, and their name there."""

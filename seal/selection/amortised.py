@@ -58,7 +58,7 @@ def mean_states(actor: Actor, rows: SFTDataset) -> np.ndarray:
     for chunk in np.split(order, np.flatnonzero(np.diff(places)) + 1):
         batch = rows.batch(chunk).to(device)
         with torch.no_grad():
-            hidden = actor(batch, layer=actor.n_layers).float()
+            hidden = actor(batch, layers=[actor.n_layers])[0].float()
         lengths = batch.cu_seqlens.diff()
         row_of_token = torch.arange(len(chunk), device=device).repeat_interleave(lengths)
         pooled = [

@@ -95,6 +95,10 @@ class Engines:
         """The engine over some rows."""
         return RowModel(engine, self.strategy, rows, self.capacity, self.settings.aux_loss_coef)
 
+    def release(self, engine) -> None:
+        """Ends an engine that `engine` made."""
+        engine.destroy()
+
     def save(self, engine, directory: str) -> None:
         """Writes a model that `engine` can start from."""
         self.strategy.save_model(engine, self.tokenizer, directory)
@@ -293,7 +297,7 @@ class Passes:
         scheduler = "constant" if tune_on is None else tuning.lr_scheduler
         engine = self.engines.engine(start, rate, scheduler, steps)
         yield engine
-        engine.destroy()
+        self.engines.release(engine)
 
     def _tune(self, engine, tune_on: SFTDataset, rows: SFTDataset, note: dict) -> None:
         """Tunes an engine, and notes how far the loss of held-out rows moved."""

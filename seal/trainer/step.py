@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -119,6 +119,30 @@ class RowModel:
                 nll[positions] = losses.cpu()
         return self.strategy.all_reduce(nll)
 
+    def token_losses(self, rows: np.ndarray) -> torch.Tensor:
+        """Loss of every supervised token: float32 [S] nats, row after row."""
+        ends = np.cumsum(self.dataset.supervised[rows])
+        nll = torch.zeros(int(ends[-1]), dtype=torch.float32)
+        for positions, batch in self._batches(rows):
+            losses = torch.split(self._glance(batch, by_token=True), batch.counts().tolist())
+            for position, row in zip(positions, losses, strict=False):
+                nll[ends[position] - len(row) : ends[position]] = row.cpu()
+        return self.strategy.all_reduce(nll)
+
+    def states(self, rows: np.ndarray, layers: Sequence[int]) -> torch.Tensor:
+        """Pooled states of rows at some layers: float32 [K, R, 3, H], see `pooled`."""
+        found = None
+        for positions, batch in self._batches(rows):
+            part = pooled(self._glance(batch, layers=layers).float(), batch).cpu()
+            if found is None:
+                found = torch.zeros(len(layers), len(rows), *part.shape[2:])
+            found[:, positions] = part[:, : len(positions)]
+        return self.strategy.all_reduce(found)
+
+    @torch.no_grad()
+    def _glance(self, batch: Batch, **wanted) -> torch.Tensor:
+        return self.engine(batch, **wanted)
+
     def backward(self, rows: np.ndarray, coefficients: torch.Tensor) -> torch.Tensor:
         """Accumulates the gradient of `sum_i coefficients_i * nll_i` over all ranks.
 
@@ -156,6 +180,16 @@ class RowModel:
         )
         return plan[self.strategy.rank]
 
+    def _batches(self, rows: np.ndarray) -> Iterator[tuple[list[int], Batch]]:
+        """This rank's micro-batches: positions in `rows`, and those rows on the device."""
+        if self.adapter:
+            self.engine.module.use_adapter(self.adapter)
+        for positions in self._plan(rows):
+            # A rank without rows still takes the pass, which ZeRO-3 waits for, on one row that
+            # counts for nothing.
+            held = rows[positions] if positions else rows[:1]
+            yield positions, self.dataset.batch(held).to(self.strategy.device)
+
     def _micro_steps(
         self, rows: np.ndarray, coefficients: torch.Tensor | None = None
     ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -163,13 +197,7 @@ class RowModel:
 
         Without coefficients the losses are those of `half_sums`.
         """
-        if self.adapter:
-            self.engine.module.use_adapter(self.adapter)
-        for positions in self._plan(rows):
-            # A rank without rows still takes the pass, which ZeRO-3 waits for, on one row that
-            # counts for nothing.
-            held = rows[positions] if positions else rows[:1]
-            batch = self.dataset.batch(held).to(self.strategy.device)
+        for positions, batch in self._batches(rows):
             if coefficients is None:
                 losses, *rest = self.engine(_in_halves(batch))
                 losses = losses.view(-1, 2)
@@ -180,9 +208,24 @@ class RowModel:
             yield positions, losses[: len(positions)], *rest
 
 
+def pooled(states: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """What is kept of a row's states: [K, T, H] to [K, R, 3, H].
+
+    In this order: the mean over the supervised tokens, the state at the last token before them, the
+    state at the last of them.
+    """
+    counts = batch.counts()
+    ends = counts.cumsum(0)
+    learned = states[:, batch.positions + 1]
+    sums = states.new_zeros(len(states), len(counts), states.shape[2])
+    means = sums.index_add(1, batch.segments, learned) / counts[:, None]
+    before = states[:, batch.positions[ends - counts]]
+    return torch.stack([means, before, learned[:, ends - 1]], dim=2)
+
+
 def _in_halves(batch: Batch) -> Batch:
     """Even and odd supervised tokens of each row as two rows, one after the other."""
-    counts = torch.bincount(batch.segments, minlength=len(batch.rows))
+    counts = batch.counts()
     places = torch.arange(len(batch.segments), device=batch.segments.device)
     places -= (counts.cumsum(0) - counts)[batch.segments]
     segments = 2 * batch.segments + places % 2
