@@ -33,11 +33,12 @@ from seal.models.selector import Selector
 from seal.provenance import commit, versions
 from seal.statistics import auroc
 from seal.trainer.evaluation import row_means
+from seal.trainer.order import EpochBatches
 from seal.trainer.passes import tune
 from seal.trainer.scorers import random_scores
 from seal.trainer.selector_trainer import SelectorPlan, SelectorTrainer
 from seal.trainer.sft_trainer import SFTPlan
-from seal.trainer.step import RowModel, epoch_batches
+from seal.trainer.step import RowModel
 from seal.utils.logger import NoLogger
 from seal.utils.strategy import DeepspeedStrategy, Zero
 
@@ -125,8 +126,8 @@ class Estimators:
     def all(self) -> dict[str, np.ndarray]:
         """Every score, by the name it has in the table."""
         setting = self.setting
-        steps = setting.epochs * len(epoch_batches(self.n_rows, BATCH, 0, 0))
-        safe_epochs = round(steps / len(epoch_batches(self.n_safe, BATCH, 0, 0)))
+        steps = setting.epochs * len(EpochBatches(self.n_rows, BATCH, 0, 0))
+        safe_epochs = round(steps / len(EpochBatches(self.n_safe, BATCH, 0, 0)))
         rows = self.tuned(self.user, setting.epochs)
         drifted = self.weights(rows)
         safe_loss = self.losses(self.tuned(np.arange(self.n_safe), safe_epochs))
@@ -209,9 +210,7 @@ def measure(strategy: DeepspeedStrategy, name: str, seed: int, n_subsets: int) -
     world, setting = World(seed), SETTINGS[name]
     n_rows = len(world.rows)
     schedule = [
-        rows
-        for epoch in range(setting.epochs)
-        for rows in epoch_batches(n_rows, BATCH, seed, epoch)
+        rows for epoch in range(setting.epochs) for rows in EpochBatches(n_rows, BATCH, seed, epoch)
     ]
     run = ShortRun(schedule, setting.rate, setting.adam)
     oracle = Oracle(world.model, world.rows, world.safe, run)

@@ -22,7 +22,7 @@ from transformers import (
 
 from seal.datasets import SFTDataset, concatenate, load_rows, tokenize_rows
 from seal.models.actor import ModelSettings
-from seal.trainer.step import cycled_batch, epoch_batches
+from seal.trainer.order import EpochBatches, cycled_batch
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 VOCABULARY = 8192
@@ -107,7 +107,7 @@ class World(NamedTuple):
         n_user = len(self.rows) - self.n_safe
         per_epoch = max(1, n_user // work.batch)
         epoch, number = divmod(step, per_epoch)
-        return epoch_batches(n_user, work.batch, work.seed, epoch)[number]
+        return EpochBatches(n_user, work.batch, work.seed, epoch)[number]
 
     def visited(self, work: Work, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Row numbers of the safe rows and of the user rows of a step."""

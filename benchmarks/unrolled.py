@@ -29,7 +29,7 @@ class ShortRun:
     """The training run that the oracle goes through.
 
     Attributes:
-        schedule: int64 [R] row numbers of each optimizer step, such as `epoch_batches` gives.
+        schedule: int64 [R] row numbers of each optimizer step, such as `EpochBatches` gives.
         learning_rate: constant.
         adam: Adam as the package configures it, else plain SGD. Nothing is clipped.
         epsilon: of Adam. Near parameters whose gradient is about this small the derivative is

@@ -10,7 +10,8 @@ from tiny import row_alone
 from transformers import AutoModelForCausalLM
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from seal.trainer.step import cycled_batch, epoch_batches, plan_micro_batches
+from seal.trainer.order import EpochBatches, cycled_batch
+from seal.trainer.step import plan_micro_batches
 
 SEED = 5
 
@@ -111,7 +112,7 @@ def plain_torch(case: Case, initial: dict, ranks: int) -> dict:
     per_epoch = math.ceil(case.user / case.batch)
     for epoch in range(case.epochs):
         selector.begin_epoch()
-        for number, batch in enumerate(epoch_batches(case.user, case.batch, SEED, epoch)):
+        for number, batch in enumerate(EpochBatches(case.user, case.batch, SEED, epoch)):
             step = epoch * per_epoch + number
             if case.trainer == "selector":
                 objective, learned, metrics = selector_step(

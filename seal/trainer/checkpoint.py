@@ -15,7 +15,7 @@ from seal.files import load_tensors, save_tensors
 if TYPE_CHECKING:
     from seal.utils.strategy import DeepspeedStrategy
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 GIGABYTE = 2**30
 # Arguments that change nothing a resumed step computes.

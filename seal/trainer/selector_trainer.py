@@ -13,12 +13,8 @@ import torch
 from seal.errors import NonFiniteLoss, Stopped
 from seal.models.selector import Selector
 from seal.trainer.evaluation import mean_loss
-from seal.trainer.step import (
-    RowModel,
-    cycled_batch,
-    epoch_batches,
-    require_finite,
-)
+from seal.trainer.order import EpochBatches, cycled_batch
+from seal.trainer.step import RowModel, require_finite
 
 if TYPE_CHECKING:
     from seal.utils.logger import Logger, NoLogger
@@ -118,12 +114,12 @@ class SelectorTrainer:
         for epoch in range(plan.max_epochs):
             if epoch * self.steps_per_epoch >= first_step:
                 self.selector.begin_epoch()
-            batches = epoch_batches(self.selector.n_rows, plan.train_batch_size, plan.seed, epoch)
-            for number, user_rows in enumerate(batches):
+            batches = EpochBatches(self.selector.n_rows, plan.train_batch_size, plan.seed, epoch)
+            for number in range(self.steps_per_epoch):
                 step = epoch * self.steps_per_epoch + number + 1
                 if step <= first_step:
                     continue
-                metrics = self.train_step(user_rows, epoch, step)
+                metrics = self.train_step(batches[number], epoch, step)
                 if step % plan.logging_steps == 0:
                     self.logger.log(step, {"train/epoch": epoch + 1, **metrics})
                 self.logger.advance()

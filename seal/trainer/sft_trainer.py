@@ -12,7 +12,8 @@ import torch
 
 from seal.errors import NonFiniteLoss, Stopped
 from seal.trainer.evaluation import mean_loss
-from seal.trainer.step import RowModel, epoch_batches, require_finite
+from seal.trainer.order import EpochBatches
+from seal.trainer.step import RowModel, require_finite
 
 if TYPE_CHECKING:
     from seal.utils.logger import Logger, NoLogger
@@ -73,12 +74,12 @@ class SFTTrainer:
         plan, dataset = self.plan, self.losses.dataset
         self.losses.engine.train()
         for epoch in range(plan.max_epochs):
-            batches = epoch_batches(len(dataset), plan.train_batch_size, plan.seed, epoch)
-            for number, rows in enumerate(batches):
+            batches = EpochBatches(len(dataset), plan.train_batch_size, plan.seed, epoch)
+            for number in range(self.steps_per_epoch):
                 step = epoch * self.steps_per_epoch + number + 1
                 if step <= first_step:
                     continue
-                metrics = self.train_step(rows, step)
+                metrics = self.train_step(batches[number], step)
                 if step % plan.logging_steps == 0:
                     self.logger.log(step, {"train/epoch": epoch + 1, **metrics})
                 self.logger.advance()

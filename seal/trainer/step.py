@@ -17,32 +17,6 @@ if TYPE_CHECKING:
     from seal.utils.strategy import DeepspeedStrategy
 
 
-def epoch_batches(n_rows: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Row numbers of each global batch of an epoch: every row once, the last batch may be short.
-
-    A pure function of (seed, epoch), the same on every rank and every world size.
-
-    Returns:
-        ceil(n_rows / batch_size) arrays of int64.
-    """
-    order = np.random.default_rng([seed, epoch]).permutation(n_rows)
-    return np.split(order, range(batch_size, n_rows, batch_size))
-
-
-def cycled_batch(n_rows: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """The batch at `step` of an endless stream of shuffled passes over n_rows rows.
-
-    A row can appear twice in a batch only where two passes meet, or when n_rows < batch_size.
-
-    Returns:
-        int64 [batch_size].
-    """
-    wanted = np.arange(step * batch_size, (step + 1) * batch_size)
-    passes = range(wanted[0] // n_rows, wanted[-1] // n_rows + 1)
-    orders = {p: np.random.default_rng([seed, p]).permutation(n_rows) for p in passes}
-    return np.array([orders[at // n_rows][at % n_rows] for at in wanted], dtype=np.int64)
-
-
 def plan_micro_batches(
     lengths: np.ndarray, world_size: int, capacity: int
 ) -> list[list[list[int]]]:
