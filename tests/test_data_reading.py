@@ -14,6 +14,7 @@ import pytest
 from seal.datasets import load_rows, read_raw, row_id
 from seal.datasets.identity import occurrences
 from seal.errors import InputError
+from seal.ids import id_bytes, id_text
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_shared = pytest.mark.skipif(
@@ -204,7 +205,8 @@ def test_occurrences_number_copies_in_row_order(tmp_path):
     for name in ids:
         expected.append(counted.get(name, 0))
         counted[name] = expected[-1] + 1
-    assert occurrences(pa.chunked_array([ids[:99], ids[99:]])).tolist() == expected
+    assert id_text(id_bytes(pa.array(ids))).to_pylist() == ids
+    assert occurrences(id_bytes(pa.chunked_array([ids[:99], ids[99:]]))).tolist() == expected
 
 
 @needs_shared

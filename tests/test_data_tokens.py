@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from seal.datasets import SFTDataset, published_length_filter, row_id, tokenize_rows
 from seal.datasets.identity import number_rows
 from seal.errors import InputError
+from seal.ids import id_text
 
 CORPUS = [
     "Human: what is the capital of France?\nAssistant: Paris, of course. Hello Human",
@@ -286,7 +287,7 @@ def test_rows_are_skipped_by_reason_and_cut_rows_are_counted():
     assert (len(data), data.raw, data.truncated) == (3, 8, 1)
     assert data.row_numbers.tolist() == [0, 5, 6]
     assert data.occurrences.tolist() == [0, 0, 1]
-    assert data.ids.tolist() == [rows["id"][i] for i in (0, 5, 6)]
+    assert id_text(data.ids).to_pylist() == [rows["id"][i] for i in (0, 5, 6)]
     assert data.lengths.tolist() == [7, 20, 7]  # Human : yes Assistant : no </s>
     assert tokenizer.eos_token_id not in data.rows[1]["input_ids"]
     assert data.rows.column_names == ["input_ids", "supervised", "id", "occurrence", "row"]
@@ -375,9 +376,8 @@ def test_identity_does_not_depend_on_order_or_tokenizer():
     shuffled = rows.shuffle(seed=3)
     one = tokenize_rows(rows, byte_level(), max_len=100)
     two = tokenize_rows(shuffled, word_level(), max_len=30, input_template=None)
-    assert dict(zip(one.row_numbers, one.ids, strict=True)) == dict(
-        zip(two.row_numbers, two.ids, strict=True)
-    )
+    ids = [dict(zip(data.row_numbers, data.ids.tolist(), strict=True)) for data in (one, two)]
+    assert ids[0] == ids[1]
 
 
 def test_second_start_reads_the_cache(cache):

@@ -18,6 +18,7 @@ import seal
 from seal.cli import flags as cli
 from seal.cli import train_sft
 from seal.datasets import load_rows, tokenize_rows
+from seal.ids import id_text
 from seal.provenance import sha256_of_file
 from seal.selection.artefact import read_selection
 
@@ -215,8 +216,9 @@ def kept_ids(data: Path, folder: Path, rows: list[dict], tokenizer, flags: str =
     args = cli.sft_parser().parse_args([*words, "--selector_path", str(selector)])
     tokenised = tokenize_rows(load_rows(str(path)), tokenizer, max_len=args.max_len)
     kept, _ = train_sft.select(args, tokenised)
-    assert len(set(kept.ids)) == len(kept)
-    return set(kept.ids)
+    ids = set(id_text(kept.ids).to_pylist())
+    assert len(ids) == len(kept)
+    return ids
 
 
 def test_stage_2_selects_the_same_rows_whatever_their_order(trained, data):

@@ -1,6 +1,7 @@
 """examples/score_dataset.py: every method writes its artefact, resumes, and refuses well."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from launch import ROOT, deepspeed
@@ -11,6 +12,7 @@ from seal.cli.flags import score_parser
 from seal.cli.score_dataset import score
 from seal.datasets import load_rows, tokenize_rows
 from seal.errors import InputError
+from seal.ids import id_bytes
 from seal.models.actor import ModelSettings, load_actor
 from seal.selection.artefact import read_selection
 from seal.statistics import auroc
@@ -157,6 +159,6 @@ def test_the_ratio_does_not_take_hard_for_unsafe():
 
 
 def test_copies_of_a_row_share_a_fold():
-    ids = np.array(["0a" * 16, "0b" * 16, "0a" * 16])
+    ids = id_bytes(pa.array(["0a" * 16, "0b" * 16, "0a" * 16]))
     fold = folds_of(ids, 2)
     assert fold[0] == fold[2] and set(fold) <= {0, 1}

@@ -4,11 +4,12 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Iterable
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
+
+import numpy as np
 
 from seal.datasets import load_rows, tokenize_rows
 from seal.errors import InputError
@@ -419,7 +420,7 @@ def read_rows_to_score(args: argparse.Namespace, strategy, tokenizer):
     return safe, user, canaries
 
 
-def checkpoint_flags(args: argparse.Namespace, row_ids: Iterable[str]) -> dict:
+def checkpoint_flags(args: argparse.Namespace, row_ids: np.ndarray) -> dict:
     """Arguments of `Checkpoints`, beside the strategy and the engines."""
     return {
         "directory": args.ckpt_path,

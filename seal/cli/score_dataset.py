@@ -39,7 +39,7 @@ def score(args) -> Path:
         parts = Parts(strategy)
     else:
         strategy.print(attention_note(args.flash_attn, args.attn_implementation, args.bf16))
-        key = record.identity(vars(args), [*safe.ids, *pool.ids])
+        key = record.identity(vars(args), np.concatenate([safe.ids, pool.ids]))
         key = {name: value for name, value in key.items() if name not in NOT_OF_A_PASS}
         parts = Parts(strategy, args.work_dir or path.with_name(f"{path.stem}_parts"), key)
     capacity = args.micro_train_batch_size * args.max_len

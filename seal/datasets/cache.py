@@ -7,6 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+from datasets.table import MemoryMappedTable
+
+from seal.files import atomic_path
 
 SMALL = 2_000  # rows; below this, starting processes costs more than it saves
 
@@ -22,6 +26,20 @@ def fingerprint(*parts: object) -> str:
     """32 hex digits that name `parts` (anything `json` can write)."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def mapped_table(name: str, make: Callable[[], pa.Table]) -> MemoryMappedTable:
+    """The table `name` of the cache, mapped from disk; `make` is called where it is not there yet.
+
+    Ranks of one machine share its memory. A table of one chunk a column is mapped as such, so that
+    its numbers are numpy arrays without a copy.
+    """
+    target = cache_path(f"{name}.arrow")
+    if not target.exists():
+        table = make()
+        with atomic_path(target) as tmp, pa.ipc.new_stream(str(tmp), table.schema) as stream:
+            stream.write_table(table)
+    return MemoryMappedTable.from_file(str(target))
 
 
 def processes(n_rows: int) -> int:

@@ -16,11 +16,9 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets.table import MemoryMappedTable
 
-from seal.datasets.cache import cache_path, fingerprint
+from seal.datasets.cache import fingerprint, mapped_table
 from seal.errors import InputError
-from seal.files import atomic_path
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 _BLOCK = 10_000  # records held as Python objects at a time
@@ -45,15 +43,14 @@ def read_files(paths: list[Path]) -> datasets.Dataset:
     """
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     name = fingerprint("files", _VERSION, stats)
-    target = cache_path(f"{name}.arrow")
-    if not target.exists():
+
+    def read() -> pa.Table:
         tables = [table for path in paths for table in _tables(path)]
         if not any(len(table) for table in tables):
             raise InputError(f"{', '.join(map(str, paths[:3]))} holds no rows")
-        table = _concat(tables)
-        with atomic_path(target) as tmp, pa.ipc.new_stream(str(tmp), table.schema) as stream:
-            stream.write_table(table)
-    return datasets.Dataset(MemoryMappedTable.from_file(str(target)), fingerprint=name)
+        return _concat(tables)
+
+    return datasets.Dataset(mapped_table(name, read), fingerprint=name)
 
 
 def _tables(path: Path) -> Iterator[pa.Table]:

@@ -1,7 +1,8 @@
 """Rows to tokens: tokenised once, supervised by character spans, batched without padding."""
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ import pyarrow.compute as pc
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from seal.datasets.cache import cached_map, fingerprint
+from seal.datasets.cache import cached_map, fingerprint, mapped_table
 from seal.datasets.tokens import (
     FEATURES,
     KEPT,
@@ -24,6 +25,7 @@ from seal.datasets.tokens import (
     tokenizer_hash,
 )
 from seal.errors import InputError
+from seal.ids import id_bytes, id_text
 
 PUBLISHED_TEMPLATE = "Human: {}\nAssistant: "
 
@@ -69,55 +71,70 @@ class Batch(NamedTuple):
 class SFTDataset(torch.utils.data.Dataset):
     """Tokenised rows, memory-mapped; made by `tokenize_rows`.
 
+    What is known of a row is mapped too: ranks of one machine share it, unless rows are selected.
+
     Attributes:
         skipped: Why rows were left out: reason -> count; only reasons that occurred.
         truncated: How many rows were cut to max_len.
         raw: How many rows were read: the ones here and the skipped ones.
         fingerprint: 32 hex digits of the rows, the tokenizer and all arguments.
-        lengths: int64 [N], tokens a row.
-        ids: str objects [N], the rows' names, see `row_id`.
-        occurrences: int32 [N], which copy of its id each row is.
-        row_numbers: int64 [N], the rows' positions in the dataset they were read from.
     """
 
     def __init__(
         self,
         tokenised: datasets.Dataset,
-        places: np.ndarray,
+        known: Callable[[str], np.ndarray],
         *,
         skipped: dict[str, int],
         truncated: int,
         raw: int,
         fingerprint: str,
     ) -> None:
-        """Takes the rows of `tokenised` (columns of FEATURES) at `places`, int64 [N]."""
+        """Takes the rows of which `known` tells a column when asked."""
         self.skipped = skipped
         self.truncated = truncated
         self.raw = raw
         self.fingerprint = fingerprint
         self._tokenised = tokenised.with_format("arrow")
-        self._places = places
-        lengths = pc.list_value_length(_column(tokenised, "input_ids"))
-        self.lengths = lengths.to_numpy()[places].astype(np.int64)
-        self.ids = _column(tokenised, "id").to_numpy()[places]
-        self.occurrences = _column(tokenised, "occurrence").to_numpy()[places]
-        self.row_numbers = _column(tokenised, "row").to_numpy()[places]
+        self._known = known
 
     @cached_property
-    def rows(self) -> datasets.Dataset:
-        """The rows as a dataset: `input_ids`, `supervised`, `id`, `occurrence`, `row`."""
-        columns = ["input_ids", "supervised", "id", "occurrence", "row"]
-        return self._tokenised.select_columns(columns).with_format(None).select(self._places)
+    def _places(self) -> np.ndarray:
+        """int64 [N], the rows' positions in `_tokenised`."""
+        return self._known("place")
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        """V16 [N], the rows' names: the 16 bytes of `row_id`'s digits."""
+        return self._known("id")
+
+    @cached_property
+    def occurrences(self) -> np.ndarray:
+        """int32 [N], which copy of its id each row is."""
+        return self._known("occurrence")
+
+    @cached_property
+    def row_numbers(self) -> np.ndarray:
+        """int64 [N], the rows' positions in the dataset they were read from."""
+        return self._known("row")
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """int64 [N], tokens a row."""
+        return self._known("length")
 
     @cached_property
     def supervised(self) -> np.ndarray:
         """int64 [N]: tokens a row is trained to predict (its first token never is)."""
-        lengths = pc.list_value_length(_column(self._tokenised, "input_ids")).to_numpy()
-        flags = _flatten(_column(self._tokenised, "supervised"))  # [sum of lengths]
-        ends = np.cumsum(lengths, dtype=np.int64)
-        flags[(ends - lengths)[lengths > 0]] = False
-        learned = np.concatenate(([0], np.cumsum(flags, dtype=np.int64)))
-        return (learned[ends] - learned[ends - lengths])[self._places]
+        return self._known("supervised")
+
+    @cached_property
+    def rows(self) -> datasets.Dataset:
+        """The rows as a dataset: `input_ids`, `supervised`, `id`, `occurrence`, `row`."""
+        rows = self._tokenised.select_columns(["input_ids", "supervised"]).with_format(None)
+        rows = rows.select(self._places).add_column("id", id_text(self.ids).to_pylist())
+        rows = rows.add_column("occurrence", self.occurrences)
+        return rows.add_column("row", self.row_numbers)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -138,7 +155,7 @@ class SFTDataset(torch.utils.data.Dataset):
         chosen = hashlib.sha256(indices.tobytes()).hexdigest()
         return SFTDataset(
             self._tokenised,
-            self._places[indices],
+            lambda name: self._known(name)[indices],
             skipped=self.skipped,
             truncated=self.truncated,
             raw=self.raw,
@@ -157,14 +174,16 @@ class SFTDataset(torch.utils.data.Dataset):
 
         The same tokens stay supervised, so a loss here compares with the loss on whole rows.
         """
-        bare = self.rows.map(_drop_prompt, new_fingerprint=fingerprint("bare", self.fingerprint))
+        name = fingerprint("bare", self.fingerprint)
+        bare = self.rows.map(_drop_prompt, new_fingerprint=name)
+        changed = {"place": np.arange(len(self)), "length": _lengths(bare)}
         return SFTDataset(
             bare,
-            np.arange(len(self)),
+            lambda name: changed[name] if name in changed else self._known(name),
             skipped=self.skipped,
             truncated=self.truncated,
             raw=self.raw,
-            fingerprint=fingerprint("bare", self.fingerprint),
+            fingerprint=name,
         )
 
     def without(self, *others: "SFTDataset") -> "SFTDataset":
@@ -204,8 +223,10 @@ class SFTDataset(torch.utils.data.Dataset):
         )
 
 
-def _column(rows: datasets.Dataset, name: str) -> pa.ChunkedArray:
-    return rows.select_columns([name]).with_format("arrow")[:][name]
+def _lengths(tokenised: datasets.Dataset) -> np.ndarray:
+    """int64 [rows of `tokenised`]: their tokens."""
+    column = tokenised.select_columns(["input_ids"]).with_format("arrow")[:]["input_ids"]
+    return pc.list_value_length(column).to_numpy().astype(np.int64)
 
 
 def _drop_prompt(row: dict) -> dict:
@@ -214,11 +235,17 @@ def _drop_prompt(row: dict) -> dict:
 
 
 def concatenate(first: SFTDataset, second: SFTDataset) -> SFTDataset:
-    """The rows of `first`, then those of `second`; counts are added, nothing is copied."""
+    """The rows of `first`, then those of `second`; counts are added, no token is copied."""
     reasons = first.skipped.keys() | second.skipped.keys()
+
+    def known(name: str) -> np.ndarray:
+        tail = second._known(name)
+        tail = len(first._tokenised) + tail if name == "place" else tail
+        return np.concatenate([first._known(name), tail])
+
     return SFTDataset(
         datasets.concatenate_datasets([first._tokenised, second._tokenised]),
-        np.concatenate([first._places, len(first._tokenised) + second._places]),
+        known,
         skipped={r: first.skipped.get(r, 0) + second.skipped.get(r, 0) for r in sorted(reasons)},
         truncated=first.truncated + second.truncated,
         raw=first.raw + second.raw,
@@ -268,9 +295,8 @@ def tokenize_rows(
     plan = Plan(max_len, template, apply_chat_template, pretrain_mode, supervise)
     check(plan, tokenizer)
     name = fingerprint("tokens", VERSION, rows._fingerprint, tokenizer_hash(tokenizer), plan)
-    columns = ["messages", "id", "occurrence", "row"]
     tokenised = cached_map(
-        rows.select_columns(columns).with_format("arrow"),
+        rows.select_columns(["messages"]).with_format("arrow"),
         tokenize,
         fn_kwargs={"tokenizer": tokenizer, "plan": plan},
         new_fingerprint=name,
@@ -278,22 +304,44 @@ def tokenize_rows(
         num_proc=num_proc,
         desc="Tokenising",
     )
-    skip = _column(tokenised, "skip").to_numpy()
-    kept = np.flatnonzero(skip == KEPT)
-    counts = {reason: int(np.sum(skip == code)) for code, reason in enumerate(SKIPS)}
-    skipped = {reason: count for reason, count in counts.items() if count}
-    if len(kept) == 0:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
+    index = mapped_table(f"{name}-index", lambda: _index(rows, tokenised.with_format("arrow")))
+    counts = json.loads(index.schema.metadata[b"seal"])
+    if index.num_rows == 0:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts["skipped"].items())
         raise InputError(
             f"all {len(rows)} rows are skipped ({reasons}) at max_len {max_len}; "
             "check which columns hold prompt and response, and raise max_len"
         )
-    truncated = int(pc.sum(_column(tokenised, "truncated")).as_py())
-    return SFTDataset(
-        tokenised,
-        kept,
-        skipped=skipped,
-        truncated=truncated,
-        raw=len(rows),
-        fingerprint=name,
+    columns = {name: index[name].to_numpy() for name in index.column_names if name != "id"}
+    columns["id"] = np.frombuffer(index["id"].chunk(0).buffers()[1], "V16", len(index))
+    return SFTDataset(tokenised, columns.get, raw=len(rows), fingerprint=name, **counts)
+
+
+def _index(rows: datasets.Dataset, tokenised: datasets.Dataset) -> pa.Table:
+    """What is known of each row that is not skipped, a chunk a column, and the counts."""
+    skip = tokenised.select_columns(["skip"])[:]["skip"].to_numpy()
+    places = np.flatnonzero(skip == KEPT)
+    names = rows.select_columns(["id", "occurrence", "row"]).with_format("arrow")[:]
+    lengths = _lengths(tokenised)
+    flags = _flatten(tokenised.select_columns(["supervised"])[:]["supervised"])
+    ends = np.cumsum(lengths)
+    flags[(ends - lengths)[lengths > 0]] = False
+    learned = np.concatenate(([0], np.cumsum(flags)))
+    table = pa.table(
+        {
+            "place": places,
+            "id": pa.FixedSizeBinaryArray.from_buffers(
+                pa.binary(16), len(places), [None, pa.py_buffer(id_bytes(names["id"])[places])]
+            ),
+            "occurrence": names["occurrence"].to_numpy()[places],
+            "row": names["row"].to_numpy()[places],
+            "length": lengths[places],
+            "supervised": (learned[ends] - learned[ends - lengths])[places],
+        }
     )
+    skipped = {reason: int(np.sum(skip == code)) for code, reason in enumerate(SKIPS)}
+    counts = {
+        "skipped": {reason: count for reason, count in skipped.items() if count},
+        "truncated": pc.sum(tokenised.select_columns(["truncated"])[:]["truncated"]).as_py(),
+    }
+    return table.replace_schema_metadata({"seal": json.dumps(counts)})

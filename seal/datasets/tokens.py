@@ -23,15 +23,12 @@ from seal.errors import InputError
 
 SKIPS = ("empty prompt", "empty response", "prompt too long", "no response token")
 KEPT = -1  # in column `skip`; otherwise an index into SKIPS
-VERSION = 1  # of what is written to the cache
+VERSION = 2  # of what is written to the cache
 
 FEATURES = datasets.Features(
     {
         "input_ids": datasets.List(datasets.Value("int32")),
         "supervised": datasets.List(datasets.Value("bool")),
-        "id": datasets.Value("string"),
-        "occurrence": datasets.Value("int32"),
-        "row": datasets.Value("int64"),
         "skip": datasets.Value("int8"),
         "truncated": datasets.Value("bool"),
     }
@@ -88,14 +85,12 @@ class _Row(NamedTuple):
 
 
 def tokenize(
-    batch: pa.Table, _: list[int], tokenizer: PreTrainedTokenizerBase, plan: Plan
+    batch: pa.Table, indices: list[int], tokenizer: PreTrainedTokenizerBase, plan: Plan
 ) -> pa.Table:
-    """Columns messages, id, occurrence, row to those of FEATURES, row by row."""
+    """Column messages to those of FEATURES, row by row."""
     texts = [
         _text(messages, row, tokenizer, plan)
-        for messages, row in zip(
-            batch["messages"].to_pylist(), batch["row"].to_pylist(), strict=True
-        )
+        for messages, row in zip(batch["messages"].to_pylist(), indices, strict=True)
     ]
     encoded = tokenizer(
         [text.text for text, _ in texts],
@@ -113,7 +108,6 @@ def tokenize(
     ]
     columns = {
         **_token_columns(rows),
-        **{name: batch[name] for name in ("id", "occurrence", "row")},
         "skip": pa.array([row.skip for row in rows], pa.int8()),
         "truncated": pa.array([row.truncated for row in rows], pa.bool_()),
     }

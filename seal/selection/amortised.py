@@ -80,7 +80,7 @@ def fit_head(states: np.ndarray, score: np.ndarray, ids: np.ndarray) -> Head:
 
     Args:
         states: float [N, F]; score: float [N].
-        ids: str [N]; copies of a row are held out together.
+        ids: V16 [N]; copies of a row are held out together.
 
     Raises:
         InputError: fewer than `FEWEST_ROWS` rows, equal scores, or scikit-learn missing.

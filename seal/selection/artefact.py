@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from seal.errors import InputError
 from seal.files import atomic_path
+from seal.ids import id_bytes, id_text
 from seal.provenance import commit, versions
 from seal.selection.format import FORMAT, SCHEMA, check_selection, read_meta
 from seal.selection.keys import RowIndex
@@ -269,9 +270,10 @@ def select_rows(
         )
     if n_unscored and unscored == "error":
         first = int(np.argmin(scored))
+        name = id_text(id_bytes(ids[first : first + 1]))[0]
         raise InputError(
             f"{n_unscored} of {len(lines)} dataset rows have no score, the first is row {first} "
-            f"(id {ids[first]}); pass --unscored drop or --unscored keep"
+            f"(id {name}); pass --unscored drop or --unscored keep"
         )
     selected = np.where(scored, kept[lines], unscored == "keep")
     if not selected.any():
@@ -286,6 +288,8 @@ def select_rows(
 
 def _to_arrow(field: pa.Field, values) -> pa.Array | pa.ChunkedArray:
     if field.name == "id":
+        if isinstance(values, np.ndarray) and values.dtype == "V16":
+            return id_text(values).cast(pa.string())
         return (
             values
             if isinstance(values, pa.Array | pa.ChunkedArray)

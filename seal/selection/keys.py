@@ -34,7 +34,7 @@ def row_keys(rows: "datasets.Dataset") -> tuple[pa.ChunkedArray, np.ndarray]:
 
 
 def id_words(ids: Sequence[str] | np.ndarray | pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Turns ids of 32 lower-case hex digits into numbers.
+    """Turns ids, of 32 lower-case hex digits or of 16 bytes (V16), into numbers.
 
     Returns:
         uint64 [N, 2]: the first and the last 16 digits of each id.
@@ -42,6 +42,8 @@ def id_words(ids: Sequence[str] | np.ndarray | pa.Array | pa.ChunkedArray) -> np
     Raises:
         InputError: an id is null, has another length or another character.
     """
+    if isinstance(ids, np.ndarray) and ids.dtype == "V16":
+        return ids.view(">u8").reshape(-1, 2).astype(np.uint64)
     words = np.empty((len(ids), 2), np.uint64)
     for start in range(0, len(ids), _BLOCK):
         block = ids[start : start + _BLOCK]

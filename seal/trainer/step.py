@@ -214,7 +214,7 @@ def require_finite(nll: torch.Tensor, rows: np.ndarray, dataset: SFTDataset, ste
     """
     bad = (~nll.isfinite()).nonzero().flatten().tolist()
     if bad:
-        named = ", ".join(dataset.ids[rows[at]] for at in bad[:3])
+        named = ", ".join(bytes(dataset.ids[rows[at]]).hex() for at in bad[:3])
         raise NonFiniteLoss(
             f"step {step}: {len(bad)} of {len(rows)} rows have a loss that is not finite "
             f"(first ids: {named}); lower the learning rate or look at these rows"

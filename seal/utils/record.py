@@ -5,8 +5,10 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
 
 from seal.errors import InputError
 from seal.files import atomic_path
@@ -49,10 +51,10 @@ def write_config(flags: Mapping, run_dir: str | Path) -> None:
         raise InputError(f"{path} cannot be written ({error.strerror})") from error
 
 
-def identity(flags: Mapping, row_ids: Iterable[str]) -> dict:
+def identity(flags: Mapping, row_ids: np.ndarray) -> dict:
     """What a checkpoint or a part belongs to: arguments, and models and rows by their content."""
     arguments = run_config(flags)["arguments"]
     models = {name: arguments[name] for name in MODELS if arguments.get(name)}
     contents = {f"{name}'s content": model_fingerprint(path) for name, path in models.items()}
-    rows = hashlib.sha256("".join(row_ids).encode()).hexdigest()[:32]
+    rows = hashlib.sha256(row_ids.tobytes()).hexdigest()[:32]
     return arguments | contents | {"rows' content": rows}
