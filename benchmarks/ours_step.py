@@ -1,9 +1,10 @@
 """The package's own step, through its trainers, to time it."""
 
-from step_world import Work, World, model_settings
+from step_world import Work, World, new_model
 from transformers import PreTrainedModel
 
-from seal.models.actor import MAIN, TRACKER, load_actor
+from seal.models.actor import MAIN, TRACKER, Actor
+from seal.models.attention import VARLEN
 from seal.models.selector import Selector
 from seal.trainer.selector_trainer import SelectorPlan, SelectorTrainer
 from seal.trainer.sft_trainer import SFTPlan, SFTTrainer
@@ -20,16 +21,20 @@ class OurStep:
     def __init__(self, strategy: DeepspeedStrategy, world: World, work: Work):
         self.strategy, self.world, self.work = strategy, world, work
         self.losses = self._over_rows(self._engine(), MAIN)
+        self.tracker = self._tracker()
         self.trainer = self._selector() if work.kind == "selector" else self._sft()
 
     def _engine(self):
-        with self.strategy.loading():
-            actor = load_actor(model_settings(self.world, self.work))
+        work, strategy = self.work, self.strategy
+        with strategy.loading():
+            actor = Actor(new_model(self.world, work, VARLEN, strategy.device))
+        if work.gradient_checkpointing:
+            actor.enable_gradient_checkpointing(use_reentrant=False)
         self.rewrite(actor.model)
-        if self.gap and self.work.lora_rank:
+        if self.gap and work.lora_rank:
             actor.add_tracker()
-        optimizer = self.strategy.create_optimizer(actor, self.work.learning_rate, l2=0.0)
-        engine = self.strategy.prepare(actor, optimizer, None)
+        optimizer = strategy.create_optimizer(actor, work.learning_rate, l2=0.0)
+        engine = strategy.prepare(actor, optimizer, None)
         engine.train()
         return engine
 
@@ -47,11 +52,13 @@ class OurStep:
         engine = self.losses.engine if self.work.lora_rank else self._engine()
         return self._over_rows(engine, TRACKER)
 
-    def __call__(self, step: int) -> None:
-        """Takes optimizer step `step` (from 0)."""
-        user = self.world.batch(self.work, step)
-        if self.work.kind == "selector":
-            self.trainer.train_step(user, self.work.epoch, step + 1)
+    def __call__(self, work: Work, step: int) -> None:
+        """Takes optimizer step `step` (from 0), with the phase and micro-batches of `work`."""
+        user = self.world.batch(work, step)
+        for losses in filter(None, (self.losses, self.tracker)):
+            losses.capacity = work.micro * work.max_len
+        if work.kind == "selector":
+            self.trainer.train_step(user, work.epoch, step + 1)
         else:
             self.trainer.train_step(self.world.n_safe + user, step + 1)
 
@@ -73,7 +80,7 @@ class OurStep:
             evaluations={},
             save_epoch=lambda epoch: None,
             save_checkpoint=lambda step: None,
-            tracker=self._tracker(),
+            tracker=self.tracker,
         )
 
     def _sft(self) -> SFTTrainer:

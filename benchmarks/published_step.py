@@ -8,9 +8,7 @@ Adam on the logits with a dense gradient. The engine is the same as ours.
 import numpy as np
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, get_peft_model
-from step_world import TEMPLATE, Work, World, lora_targets
-from transformers import AutoModelForCausalLM
+from step_world import TEMPLATE, Work, World, new_model
 
 from seal.utils.strategy import DeepspeedStrategy
 
@@ -24,7 +22,11 @@ class PublishedStep:
     def __init__(self, strategy: DeepspeedStrategy, world: World, work: Work):
         self.strategy, self.world, self.work = strategy, world, work
         with strategy.loading():
-            model = load(world.model, work)
+            model = new_model(world, work, ATTENTION, strategy.device)
+        if work.gradient_checkpointing:
+            if work.lora_rank:
+                model.enable_input_require_grads()
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         optimizer = strategy.create_optimizer(model, work.learning_rate, l2=0.0)
         self.engine = strategy.prepare(model, optimizer, None)
         self.engine.train()
@@ -34,8 +36,9 @@ class PublishedStep:
         self.prompt_lengths = [len(ids) for ids in world.tokenizer(prompts)["input_ids"]]
         self.selector = torch.optim.Adam([self.logits], lr=5e-3, betas=(0.9, 0.95))
 
-    def __call__(self, step: int) -> None:
-        """Takes optimizer step `step` (from 0)."""
+    def __call__(self, work: Work, step: int) -> None:
+        """Takes optimizer step `step` (from 0), with the phase and micro-batches of `work`."""
+        self.work = work
         safe, user = self.world.visited(self.work, step)
         micro = self.work.micro
         parts = [slice(start, start + micro) for start in range(0, len(user), micro)]
@@ -102,19 +105,3 @@ class PublishedStep:
         settings = {"max_length": self.work.max_len, "truncation": True, "return_tensors": "pt"}
         ids = self.world.tokenizer(text, **settings)["input_ids"][0]
         return ids, self.prompt_lengths[row]
-
-
-def load(directory: str, work: Work) -> torch.nn.Module:
-    """The model as transformers gives it, with LoRA where asked for."""
-    dtype = torch.bfloat16 if work.bf16 else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=dtype, attn_implementation=ATTENTION
-    )
-    if work.lora_rank:
-        config = LoraConfig(r=work.lora_rank, target_modules=lora_targets(work))
-        model = get_peft_model(model, config)
-    if work.gradient_checkpointing:
-        if work.lora_rank:
-            model.enable_input_require_grads()
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model

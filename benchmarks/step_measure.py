@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import platform
 import re
 import statistics
 import time
@@ -10,21 +11,30 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity
 
-Step = Callable[[int], None]
+Run = Callable[[int], None]  # takes the optimizer step of that number
 
 
-def interleaved(steps: dict[str, Step], count: int, warm_up: int, device: str) -> dict[str, list]:
+def interleaved(
+    runs: dict[str, Run], count: int, warm_up: int, device: str, seconds: float
+) -> dict[str, list]:
     """Times step after step, one of each schedule in turn, so that all see the same noise.
 
+    Args:
+        seconds: no further step begins after them, but each schedule is timed once.
+
     Returns:
-        name -> `count` pairs (wall seconds, CPU seconds of all threads of this process).
+        name -> up to `count` pairs (wall seconds, CPU seconds of all threads of this process).
     """
-    times: dict[str, list] = {name: [] for name in steps}
+    times: dict[str, list] = {name: [] for name in runs}
+    end = time.perf_counter() + seconds
     for number in range(warm_up + count):
-        order = list(steps) if number % 2 else list(steps)[::-1]
-        for name in order:
-            taken = timed(partial(steps[name], number), device)
+        if number > warm_up and time.perf_counter() > end:
+            break
+        for name in list(runs) if number % 2 else list(runs)[::-1]:
+            taken = timed(partial(runs[name], number), device)
             if number >= warm_up:
                 times[name].append(taken)
     return times
@@ -47,20 +57,49 @@ def median_and_spread(values: list[float]) -> tuple[float, float]:
     return statistics.median(values), (high - low) / 2
 
 
-def peak_gib(step: Step, number: int, device: str) -> float:
-    """Memory of one step, GiB: on CUDA all that is allocated, on a CPU what the step adds.
+def allocated_gib(device: str) -> float:
+    """What this process holds on the GPU at this moment; 0 on a CPU."""
+    return torch.cuda.memory_allocated() / 2**30 if device == "cuda" else 0.0
+
+
+def added_gib(work: Callable[[], None], device: str) -> float:
+    """The most memory `work` adds to what the process holds before it, GiB.
 
     Linux only on a CPU: the high-water mark of the resident set is reset first.
     """
     if device == "cuda":
+        before = allocated_gib(device)
         torch.cuda.reset_peak_memory_stats()
-        step(number)
-        return torch.cuda.max_memory_allocated() / 2**30
+        work()
+        return torch.cuda.max_memory_allocated() / 2**30 - before
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
-    step(number)
+    work()
     return (_status("VmHWM") - before) / 2**20
+
+
+def profile(work: Callable[[], None], device: str, seconds: float) -> str:
+    """The ten operations that take most of a step, and the share of it in which the device idles.
+
+    Args:
+        seconds: what the step takes when it is not profiled.
+    """
+    cuda = device == "cuda"
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
+    with torch.profiler.profile(activities=activities) as recorded:
+        timed(work, device)
+    spent = {
+        event.key: ((event.self_device_time_total if cuda else event.self_cpu_time_total), event)
+        for event in recorded.key_averages()
+        if (event.device_type == DeviceType.CUDA) == cuda and not event.is_user_annotation
+    }
+    busy = sum(taken for taken, _ in spent.values()) / 1e6
+    lines = [f"step {seconds:.3f} s, operations {busy:.3f} s, idle {1 - busy / seconds:.0%}"]
+    for name, (taken, event) in sorted(spent.items(), key=lambda item: -item[1][0])[:10]:
+        share = taken / 1e6 / busy
+        lines.append(f"{taken / 1e3:10.2f} ms {share:5.1%} {event.count:6d} calls  {name[:120]}")
+    return "\n".join(lines)
 
 
 def matmul_peak(dtype: torch.dtype, device: str, size: int = 0) -> float:
@@ -69,6 +108,13 @@ def matmul_peak(dtype: torch.dtype, device: str, size: int = 0) -> float:
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = min(timed(lambda: left @ right, device)[0] for _ in range(10))
     return 2 * size**3 / best
+
+
+def device_name(device: str) -> str:
+    """The GPU's name, or the processor's architecture and cores."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()}, {os.cpu_count()} cores"
 
 
 def load_average() -> float:

@@ -1,5 +1,6 @@
 """The model, the rows and the engine that every schedule of step.py shares."""
 
+import contextlib
 import gzip
 import json
 import random
@@ -11,17 +12,19 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoTokenizer,
     LlamaConfig,
     Phi3Config,
-    PreTrainedConfig,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
 from seal.datasets import SFTDataset, concatenate, load_rows, tokenize_rows
-from seal.models.actor import ModelSettings
 from seal.trainer.order import EpochBatches, cycled_batch
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -31,6 +34,15 @@ TEMPLATE = "Human: {}\nAssistant: "
 QUANTILES = ([0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1], [10, 88, 162, 316, 513, 812, 1062, 1632])
 # Shapes, all with random weights; of llama-7M's parameters 4.2 M are embedding and head.
 SHAPES = {
+    "llama-tiny": LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=2048,
+    ),
     "llama-7M": LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=256,
@@ -65,7 +77,7 @@ class Work:
         batch: rows an optimizer step, of each level.
         micro: rows a published micro-batch; ours holds micro * max_len tokens.
         lora_rank: 0 trains every weight.
-        model: one of `SHAPES`.
+        model: one of `SHAPES`, or a directory with weights.
     """
 
     kind: str = "selector"
@@ -88,16 +100,18 @@ class Work:
 
 
 class World(NamedTuple):
-    """A model on disk, its tokenizer, and the rows as text and as tokens.
+    """A model's configuration and tokenizer, and the rows as text and as tokens.
 
     Attributes:
+        model: directory of the configuration, and of the weights where `trained`.
         texts: (prompt, response) of each row of `rows`.
         rows: the safe rows, then the user rows.
         n_safe: how many of them are safe rows.
     """
 
     model: str
-    tokenizer: PreTrainedTokenizerFast
+    trained: bool
+    tokenizer: PreTrainedTokenizerBase
     texts: list[tuple[str, str]]
     rows: SFTDataset
     n_safe: int
@@ -118,34 +132,56 @@ class World(NamedTuple):
 
 
 def build_world(folder: Path, max_rows: int, work: Work, full_rows: bool = False) -> World:
-    """Trains a tokenizer on the rows, writes a random model, tokenises the rows.
+    """Tokenises the rows, for a random model with a tokenizer trained on them.
 
     Args:
         max_rows: rows read of each set.
         full_rows: every row has max_len tokens, instead of the lengths of the real ones.
     """
     sources = [_source(folder, name, max_rows, full_rows) for name in ("safe", "mix")]
-    tokenizer = train_tokenizer(text for path in sources for pair in pairs(path) for text in pair)
-    model = new_model(SHAPES[work.model], work, tokenizer)
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    trained = work.model not in SHAPES
+    model = work.model if trained else str(folder / "model")
+    if not trained:
+        texts = (
+            text for path in sources for pair in islice(pairs(path), max_rows) for text in pair
+        )
+        tokenizer, config = train_tokenizer(texts), SHAPES[work.model]
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            setattr(config, name, getattr(tokenizer, name))
+        config.save_pretrained(model)
+        tokenizer.save_pretrained(model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
     tokenised, texts = [], []
     for path in sources:
         loaded = load_rows(str(path), max_samples=max_rows)
         tokens = tokenize_rows(loaded, tokenizer, max_len=work.max_len, input_template=TEMPLATE)
-        found = list(pairs(path))
+        found = list(islice(pairs(path), max_rows))
         texts += [found[row] for row in tokens.row_numbers]
         tokenised.append(tokens)
     rows = concatenate(*tokenised)
-    return World(str(folder / "model"), tokenizer, texts, rows, len(tokenised[0]))
+    return World(model, trained, tokenizer, texts, rows, len(tokenised[0]))
 
 
-def new_model(config: PreTrainedConfig, work: Work, tokenizer: PreTrainedTokenizerFast):
-    """A random model of a shape, with the tokenizer's special tokens."""
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        setattr(config, name, getattr(tokenizer, name))
-    dtype = torch.bfloat16 if work.bf16 else torch.float32
-    return AutoModelForCausalLM.from_config(config, dtype=dtype)
+def new_model(world: World, work: Work, attention: str, device: torch.device) -> torch.nn.Module:
+    """The model of every schedule, the same weights at each call, with LoRA where asked for.
+
+    Random weights are drawn on the device: on a CPU those of an 8B model would take minutes.
+    """
+    torch.manual_seed(work.seed)
+    settings = {
+        "dtype": torch.bfloat16 if work.bf16 else torch.float32,
+        "attn_implementation": attention,
+    }
+    if world.trained:
+        model = AutoModelForCausalLM.from_pretrained(world.model, **settings)
+    else:  # under ZeRO-3 each rank's share is placed by DeepSpeed
+        with contextlib.nullcontext() if work.zero_stage == 3 else device:
+            config = AutoConfig.from_pretrained(world.model)
+            model = AutoModelForCausalLM.from_config(config, **settings)
+    if work.lora_rank:
+        targets = LORA_TARGETS.get(work.model, ["q_proj", "v_proj"])
+        model = get_peft_model(model, LoraConfig(r=work.lora_rank, target_modules=targets))
+    return model
 
 
 def train_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
@@ -165,22 +201,6 @@ def train_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     )
-
-
-def model_settings(world: World, work: Work) -> ModelSettings:
-    """What the package loads for this work."""
-    return ModelSettings(
-        pretrain=world.model,
-        bf16=work.bf16,
-        lora_rank=work.lora_rank,
-        target_modules=lora_targets(work),
-        gradient_checkpointing=work.gradient_checkpointing,
-    )
-
-
-def lora_targets(work: Work) -> list[str]:
-    """Names of the modules that LoRA adapts."""
-    return LORA_TARGETS.get(work.model, ["q_proj", "v_proj"])
 
 
 def pairs(path: Path) -> Iterator[tuple[str, str]]:
