@@ -24,6 +24,7 @@ from seal.models.loss import head_losses
 from seal.provenance import commit, versions
 
 SIZES = {"cuda": (128_256, 4096), "cpu": (8192, 256)}  # vocabulary, hidden
+TOKENS = {"cuda": [512, 4096], "cpu": [256]}
 
 
 def ours(hidden, weight, targets, coefficients) -> torch.Tensor:
@@ -58,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     cuda = torch.cuda.is_available()
     parser.add_argument("--device", choices=SIZES, default="cuda" if cuda else "cpu")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[512, 4096])
+    parser.add_argument("--tokens", type=int, nargs="+", help="supervised tokens")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, help="JSON file")
     args = parser.parse_args()
@@ -66,7 +67,7 @@ def main() -> None:
     if args.device == "cuda" and importlib.util.find_spec("liger_kernel"):
         ways += [liger, liger_with_room]
     results = []
-    for tokens, trained in product(args.tokens, (False, True)):
+    for tokens, trained in product(args.tokens or TOKENS[args.device], (False, True)):
         inputs = draw(tokens, trained, args.device)
         exact = gradient(full_logits, [x.float() if x.is_floating_point() else x for x in inputs])
         for way in ways:
