@@ -10,12 +10,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "seal").rglob("*.py")) + sorted((ROOT / "examples").glob("*.py"))
-EVERYBODY_S = {"seal", "errors", "files", "ids", "provenance", "statistics"}
+EVERYBODY_S = {"seal", "errors", "files", "ids", "progress", "provenance", "statistics"}
 # part -> the parts it may import; entry points (examples, command, demo) may import any.
 MAY_IMPORT = {
     "errors": set(),
     "files": set(),
     "ids": set(),
+    "progress": set(),
     "provenance": set(),
     "models": set(),
     "datasets": set(),

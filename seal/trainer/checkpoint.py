@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from seal.errors import InputError
 from seal.files import load_tensors, save_tensors
+from seal.progress import Progress
 
 if TYPE_CHECKING:
     from seal.utils.strategy import DeepspeedStrategy
@@ -78,6 +79,10 @@ class Checkpoints:
         Args:
             state: tensors and numbers the trainer needs beside the engine (weights-only loadable).
         """
+        with Progress("writing a checkpoint"):
+            self._save(step, state)
+
+    def _save(self, step: int, state: dict) -> None:
         partial = self.directory / f".step_{step}.partial"
         self.strategy.on_rank_0(lambda: _fresh(partial))
         for number, engine in enumerate(self.engines):

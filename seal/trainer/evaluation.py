@@ -1,37 +1,37 @@
 """Loss of rows without training on them."""
 
 import numpy as np
-from tqdm import tqdm
 
+from seal.progress import Progress
 from seal.trainer.step import RowModel
 
 BATCH_ROWS = 1024
 
 
-def half_sums(model: RowModel, rows: np.ndarray, note: str | None = None) -> np.ndarray:
+def half_sums(model: RowModel, rows: np.ndarray, note: str = "evaluation") -> np.ndarray:
     """Loss of each row's even and of its odd supervised tokens, without dropout.
 
     Args:
         model: the engine and its dataset.
         rows: int64 [R], row numbers of the dataset.
-        note: title of a progress bar on rank 0; None for no bar.
+        note: the pass, in the progress that is shown.
 
     Returns:
         float64 [R, 2], nats; the first supervised token is even.
     """
     model.engine.eval()
     sums = np.empty((len(rows), 2))
-    hidden = note is None or not model.strategy.is_rank_0()
-    with tqdm(total=len(rows), unit="row", desc=note, disable=hidden or None) as bar:
+    with Progress(note, len(rows)) as work:
         for start in range(0, len(rows), BATCH_ROWS):
             part = rows[start : start + BATCH_ROWS]
             sums[start : start + BATCH_ROWS] = model.half_sums(part).double().numpy()
-            bar.update(len(part))
+            tokens = model.dataset.supervised[part].sum()
+            work.update(len(part), loss=sums[start : start + BATCH_ROWS].sum() / tokens)
     model.engine.train()
     return sums
 
 
-def row_means(model: RowModel, rows: np.ndarray, note: str | None = None) -> np.ndarray:
+def row_means(model: RowModel, rows: np.ndarray, note: str = "evaluation") -> np.ndarray:
     """Each row's mean loss: float64 [R], nats a supervised token; arguments as `half_sums`."""
     return half_sums(model, rows, note).sum(axis=1) / model.dataset.supervised[rows]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import torch
 
 from seal.errors import NonFiniteLoss, Stopped
 from seal.models.selector import Selector
+from seal.progress import Progress
 from seal.trainer.evaluation import mean_loss
 from seal.trainer.order import EpochBatches, cycled_batch
 from seal.trainer.step import RowModel, require_finite
@@ -108,6 +110,11 @@ class SelectorTrainer:
             NonFiniteLoss: on every rank, before the bad step is taken.
             Stopped: on every rank, asked to by a signal, after a checkpoint.
         """
+        steps = self.plan.max_epochs * self.steps_per_epoch
+        with Progress("training", steps, "steps", first_step) as work:
+            self._fit(first_step, work)
+
+    def _fit(self, first_step: int, work: Progress) -> None:
         plan = self.plan
         for engine in self._engines():
             engine.train()
@@ -120,9 +127,10 @@ class SelectorTrainer:
                 if step <= first_step:
                     continue
                 metrics = self.train_step(batches[number], epoch, step)
+                work.update(loss=metrics["train/row_loss"])
                 if step % plan.logging_steps == 0:
-                    self.logger.log(step, {"train/epoch": epoch + 1, **metrics})
-                self.logger.advance()
+                    metrics = {"train/epoch": epoch + 1, **metrics}
+                    self.logger.log(step, metrics, f"{work.left} left")
                 if plan.eval_steps and step % plan.eval_steps == 0:
                     self.evaluate(step)
                 stopping = self.losses.strategy.must_stop()
@@ -142,12 +150,13 @@ class SelectorTrainer:
         """One optimizer step of the model, then one update of the selector.
 
         Returns:
-            Metrics: both losses (nats a token, mean over rows), gamma, gradient norm, rates.
+            Metrics: both losses (nats a token, mean over rows), gamma, gradient norm, rates, speed.
         """
-        losses, gamma = self.losses, self.plan.gamma(epoch)
+        losses, gamma, began = self.losses, self.plan.gamma(epoch), time.perf_counter()
         safe_rows = cycled_batch(self.n_safe, self.plan.train_batch_size, self.plan.seed, step - 1)
         rows = np.concatenate([safe_rows, self.n_safe + user_rows])
         tokens = torch.from_numpy(losses.dataset.supervised[rows])
+        passed = int(losses.dataset.lengths[rows].sum())
         visited = torch.from_numpy(user_rows)
         weights = self.selector.weights(visited)
         share = torch.cat(
@@ -178,6 +187,7 @@ class SelectorTrainer:
             "train/grad_norm": norms[0],
             "train/lr": model_rate,
             "train/selector_lr": rate,
+            "train/tokens_per_second": passed / (time.perf_counter() - began),
         }
 
     def _log_selector(self, step: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from seal.errors import NonFiniteLoss, Stopped
+from seal.progress import Progress
 from seal.trainer.evaluation import mean_loss
 from seal.trainer.order import EpochBatches
 from seal.trainer.step import RowModel, require_finite
@@ -71,6 +73,11 @@ class SFTTrainer:
             NonFiniteLoss: on every rank, before the bad step is taken.
             Stopped: on every rank, asked to by a signal, after a checkpoint.
         """
+        steps = self.plan.max_epochs * self.steps_per_epoch
+        with Progress("training", steps, "steps", first_step) as work:
+            self._fit(first_step, work)
+
+    def _fit(self, first_step: int, work: Progress) -> None:
         plan, dataset = self.plan, self.losses.dataset
         self.losses.engine.train()
         for epoch in range(plan.max_epochs):
@@ -80,9 +87,10 @@ class SFTTrainer:
                 if step <= first_step:
                     continue
                 metrics = self.train_step(batches[number], step)
+                work.update(loss=metrics["train/loss"])
                 if step % plan.logging_steps == 0:
-                    self.logger.log(step, {"train/epoch": epoch + 1, **metrics})
-                self.logger.advance()
+                    metrics = {"train/epoch": epoch + 1, **metrics}
+                    self.logger.log(step, metrics, f"{work.left} left")
                 if plan.eval_steps and step % plan.eval_steps == 0:
                     self.evaluate(step)
                 stopping = self.losses.strategy.must_stop()
@@ -95,9 +103,10 @@ class SFTTrainer:
         """One optimizer step on one global batch.
 
         Returns:
-            Metrics: loss (nats a token, before the step), gradient norm, learning rate.
+            Metrics: loss (nats a token, before the step), gradient norm, learning rate, speed.
         """
-        losses = self.losses
+        losses, began = self.losses, time.perf_counter()
+        passed = int(losses.dataset.lengths[rows].sum())
         tokens = int(losses.dataset.supervised[rows].sum())
         nll = losses.backward(rows, torch.full((len(rows),), 1.0 / tokens))
         require_finite(nll, rows, losses.dataset, step)
@@ -109,6 +118,7 @@ class SFTTrainer:
             "train/loss": float(nll.sum()) / tokens,
             "train/grad_norm": norm,
             "train/lr": learning_rate,
+            "train/tokens_per_second": passed / (time.perf_counter() - began),
         }
 
     def evaluate(self, step: int) -> None:

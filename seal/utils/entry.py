@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from seal.errors import InputError, NonFiniteLoss, Stopped
 from seal.files import no_room
+from seal.progress import Progress
 from seal.utils.stopping import launching_words
 
 RANK_0_SECONDS = 30  # ranks may start that far apart on a busy machine
@@ -50,7 +51,8 @@ def report(main: Callable[[], None]) -> None:
     """
     launcher = launching_words()  # asked now: the launcher may be gone when they are needed
     try:
-        main()
+        with Progress("working"):
+            main()
     except (InputError, NonFiniteLoss) as error:
         fail(str(error))
     except Stopped as stopped:

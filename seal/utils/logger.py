@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from tqdm import tqdm
-
 from seal.errors import InputError
 from seal.files import atomic_path
+from seal.progress import say
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Logger:
     Args:
         run_dir: directory of metrics.jsonl.
         config: what the run was started with, already free of secrets.
-        total_steps: optimizer steps of the whole run, for the progress bar.
+        total_steps: optimizer steps of the whole run.
         first_step: steps done before (a resumed run).
         wandb: None for no wandb.
         tensorboard: write event files to run_dir/tensorboard.
@@ -49,10 +48,7 @@ class Logger:
         run_dir = Path(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
         self._file = _open_metrics(run_dir / "metrics.jsonl", first_step)
-        # disable=None: no bar where standard error is a file, the lines still appear
-        self._bar = tqdm(
-            total=total_steps, initial=first_step, unit="step", smoothing=0.05, disable=None
-        )
+        self._steps = total_steps
         self._started = time.perf_counter()
         self._wandb = _start_wandb(wandb, run_dir, config) if wandb else None
         self._board = None
@@ -61,26 +57,24 @@ class Logger:
 
             self._board = SummaryWriter(str(run_dir / "tensorboard"))
 
-    def log(self, step: int, metrics: dict[str, float], show: bool = True) -> None:
-        """Records numbers under their keys ("train/loss", "eval/loss") at an optimizer step."""
+    def log(self, step: int, metrics: dict[str, float], note: str = "") -> None:
+        """Records numbers under their keys ("train/loss", "eval/loss") at an optimizer step.
+
+        Args:
+            note: shown after them.
+        """
         seconds = round(time.perf_counter() - self._started, 3)
         self._file.write(json.dumps({"step": step, "seconds": seconds, **metrics}) + "\n")
-        if show:
-            shown = {key.removeprefix("train/"): f"{value:.4g}" for key, value in metrics.items()}
-            self._bar.write(f"step {step}  " + "  ".join(f"{k} {v}" for k, v in shown.items()))
+        shown = [f"{key.removeprefix('train/')} {value:.4g}" for key, value in metrics.items()]
+        say("  ".join([f"step {step} of {self._steps}", *shown, *filter(None, [note])]))
         if self._wandb:
             self._wandb.log(metrics, step=step)
         if self._board:
             for key, value in metrics.items():
                 self._board.add_scalar(key, value, step)
 
-    def advance(self) -> None:
-        """Moves the progress bar by one optimizer step."""
-        self._bar.update()
-
     def close(self) -> None:
         """Flushes and closes every sink."""
-        self._bar.close()
         self._file.close()
         if self._board:
             self._board.close()
@@ -91,11 +85,8 @@ class Logger:
 class NoLogger:
     """What every rank but the first holds: the same calls, no effect."""
 
-    def log(self, step: int, metrics: dict[str, float], show: bool = True) -> None:
+    def log(self, step: int, metrics: dict[str, float], note: str = "") -> None:
         """Records nothing."""
-
-    def advance(self) -> None:
-        """Moves nothing."""
 
     def close(self) -> None:
         """Closes nothing."""

@@ -22,6 +22,7 @@ import transformers
 
 from seal.errors import InputError
 from seal.files import claim, no_room
+from seal.progress import Progress, say
 from seal.utils import engine_state
 from seal.utils.stopping import stop_requests
 
@@ -136,8 +137,7 @@ class DeepspeedStrategy:
 
     def print(self, *message: object) -> None:
         """Prints on rank 0."""
-        if self.is_rank_0():
-            print(*message, flush=True)
+        say(*message)
 
     def barrier(self) -> None:
         """Waits for every rank."""
@@ -177,9 +177,10 @@ class DeepspeedStrategy:
             InputError: on every rank, when it was raised on a first rank.
         """
         leader = self.local_rank == 0
-        result, failure = _attempt(work) if leader else (None, None)
-        self.agree(failure)
-        return result if leader else work()
+        with Progress("preparing rows"):
+            result, failure = _attempt(work) if leader else (None, None)
+            self.agree(failure)
+            return result if leader else work()
 
     def on_every_rank(self, fact: bool) -> bool:
         """Whether it holds on all ranks; the same answer on each."""
@@ -253,13 +254,13 @@ class DeepspeedStrategy:
     @contextlib.contextmanager
     def loading(self) -> Iterator[None]:
         """Loads a model inside: under ZeRO-3 its weights are partitioned as they are read."""
-        if self.zero.stage != 3:
-            yield
-            return
-        from transformers.integrations import HfDeepSpeedConfig
+        keep_alive = None
+        if self.zero.stage == 3:
+            from transformers.integrations import HfDeepSpeedConfig
 
-        keep_alive = HfDeepSpeedConfig(self.ds_config())  # held by weak reference elsewhere
-        yield
+            keep_alive = HfDeepSpeedConfig(self.ds_config())  # held by weak reference elsewhere
+        with Progress("loading the model"):
+            yield
         del keep_alive
 
     def create_optimizer(self, model: torch.nn.Module, learning_rate: float, l2: float):
@@ -293,7 +294,7 @@ class DeepspeedStrategy:
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor) if factor else None
         if self._plain:
             optimizer.register_step_pre_hook(self._clip_before_step)
-        with _local_rank_given():
+        with _local_rank_given(), Progress("preparing the engine"):
             engine, *_ = deepspeed.initialize(
                 model=model, optimizer=optimizer, lr_scheduler=scheduler, config=self.ds_config()
             )
@@ -334,7 +335,8 @@ class DeepspeedStrategy:
 
     def save_model(self, engine: deepspeed.DeepSpeedEngine, tokenizer, directory: str) -> None:
         """Writes the model (or its LoRA adapter) and the tokenizer; call on every rank."""
-        engine_state.save_model(self, engine, tokenizer, Path(directory))
+        with Progress("writing the model"):
+            engine_state.save_model(self, engine, tokenizer, Path(directory))
 
     def save_engine(self, engine: deepspeed.DeepSpeedEngine, directory: Path, name: str) -> None:
         """Writes what the engine has learned; call on every rank."""

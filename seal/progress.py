@@ -1,0 +1,108 @@
+"""How far a command is: a bar on a terminal, and in a log no silence longer than 10 seconds."""
+
+import os
+import sys
+import threading
+import time
+from datetime import timedelta
+
+from tqdm import tqdm
+
+SECONDS = 10.0  # the longest silence
+_open: list["Progress"] = []  # the work going on, outermost first; the last one speaks
+_spoken = time.monotonic()
+
+
+def say(*message: object) -> None:
+    """Prints a line on rank 0, above the bars where there are any."""
+    global _spoken
+    if _is_first():
+        with tqdm.external_write_mode(sys.stdout):
+            print(*message, flush=True)
+        _spoken = time.monotonic()
+
+
+class Progress:
+    """A piece of work, as a context; a terminal shows a bar, a log a line every `SECONDS`.
+
+    Only rank 0 shows anything. Work inside other work speaks in its place.
+
+    Args:
+        what: of the work, "scoring".
+        total: units of it; None where they cannot be counted.
+        unit: what is counted, in the plural.
+        done: units that an earlier run has finished.
+
+    Examples:
+        >>> with Progress("scoring", 1000, "rows") as work:
+        ...     work.update(64, loss=1.3)
+    """
+
+    def __init__(self, what: str, total: int | None = None, unit: str = "rows", done: int = 0):
+        self.what, self.total, self.unit = what, total, unit
+        self.first = self.done = done
+        self.figures: dict[str, float] = {}
+        self._bar: tqdm | None = None
+
+    def __enter__(self) -> "Progress":
+        self._started = time.monotonic()
+        if _is_first():
+            if sys.stderr.isatty():
+                counted = {} if self.total else {"bar_format": "{desc}: {elapsed}"}
+                settings = {"total": self.total, "initial": self.first, "unit": f" {self.unit}"}
+                self._bar = tqdm(desc=self.what, leave=False, **settings, **counted)
+            _open.append(self)
+            if len(_open) == 1:
+                threading.Thread(target=_watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self in _open:
+            _open.remove(self)
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self, units: int = 1, **figures: float) -> None:
+        """Counts finished units; `figures` (a loss) are shown beside them."""
+        self.done += units
+        self.figures |= figures
+        if self._bar is not None:
+            self._bar.set_postfix(self.figures, refresh=False)
+            self._bar.update(units)
+
+    @property
+    def rate(self) -> float:
+        """Units a second, of this run."""
+        return (self.done - self.first) / max(time.monotonic() - self._started, 1e-9)
+
+    @property
+    def left(self) -> str:
+        """Time to the end at this rate, as 1:02:03."""
+        seconds = (self.total - self.done) / self.rate if self.rate else 0.0
+        return str(timedelta(seconds=round(seconds))).removeprefix("0:")
+
+    def __str__(self) -> str:
+        if not self.total:
+            return f"{self.what}: {round(time.monotonic() - self._started)} s"
+        parts = [f"{self.done:,} of {self.total:,} {self.unit} ({self.done / self.total:.0%})"]
+        if self.done > self.first:
+            parts += [f"{self.rate:.3g} {self.unit}/s", f"{self.left} left"]
+        parts += [f"{name} {value:.4g}" for name, value in self.figures.items()]
+        return f"{self.what}: {', '.join(parts)}".replace("%", " %")
+
+
+def _watch() -> None:
+    """Speaks when nothing has been said for too long, until all work is done."""
+    global _spoken
+    while _open:
+        time.sleep(min(1.0, SECONDS / 4))
+        for work in _open[-1:]:
+            if work._bar is not None:
+                work._bar.refresh()
+            elif time.monotonic() - max(_spoken, work._started) >= SECONDS:
+                print(work, file=sys.stderr, flush=True)
+                _spoken = time.monotonic()
+
+
+def _is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
