@@ -19,6 +19,7 @@ from tiny import random_rows
 from transformers import AutoTokenizer
 
 from seal.datasets import SFTDataset
+from seal.ids import id_bytes
 from seal.models.actor import ModelSettings, load_actor
 from seal.models.selector import Selector
 from seal.trainer.checkpoint import Checkpoints
@@ -101,10 +102,17 @@ def make_dataset(rows: list[tuple]) -> SFTDataset:
         "occurrence": [0] * len(rows),
         "row": list(range(len(rows))),
     }
-    table = datasets.Dataset.from_dict(columns)
+    known = {
+        "place": np.arange(len(rows)),
+        "id": id_bytes(columns["id"]),
+        "occurrence": np.zeros(len(rows), np.int32),
+        "row": np.arange(len(rows)),
+        "length": np.array([len(tokens) for tokens, _ in rows]),
+        "supervised": np.array([len(tokens) - max(start, 1) for tokens, start in rows]),
+    }
     return SFTDataset(
-        table,
-        np.arange(len(rows)),
+        datasets.Dataset.from_dict(columns),
+        known.__getitem__,
         skipped={},
         truncated=0,
         raw=len(rows),
