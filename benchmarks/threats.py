@@ -20,10 +20,9 @@ from random import Random
 
 import numpy as np
 import torch
-from selection import BATCH, CAPACITY, tune
-from selection_methods import World, load_world, relative_excess, select
+from selection import tune
+from selection_methods import World, load_world, run_script, select
 
-from seal.datasets import concatenate, load_rows, tokenize_rows
 from seal.demo import Plan, build, grammar
 from seal.demo.evaluation import generate, load, read_lines
 from seal.demo.world import make_rows
@@ -66,13 +65,12 @@ def knows_the_selector(folder: Path, plan: Plan) -> None:
             known.add(prompt)
             candidates.append({"prompt": prompt, "response": response, "provenance": "unsafe"})
     write(folder, "candidates", candidates)
-    world = load_world(folder, "hard", plan.planted, plan.seed, CAPACITY, BATCH)
-    loaded = load_rows(str(folder / "candidates.jsonl"))
-    theirs = tokenize_rows(loaded, world.tokenizer, max_len=128, apply_chat_template=True)
-    pool = replace(world, user=concatenate(world.user, theirs), cost={}, kept={})
-    score = relative_excess(pool)[len(world.user) :]
-    best = np.argsort(-score, kind="stable")[: len(unsafe)]
-    for number, candidate in zip(unsafe, theirs.row_numbers[best], strict=True):
+    world = load_world(folder, folder / "attack", "hard", plan.planted, plan.seed)
+    write(folder, "pool", [*rows, *candidates])
+    found = run_script(world, "relative_excess", folder / "pool.jsonl")
+    theirs = found.row >= len(rows)
+    best = np.argsort(-found.score[theirs], kind="stable")[: len(unsafe)]
+    for number, candidate in zip(unsafe, found.row[theirs][best] - len(rows), strict=True):
         rows[number] = candidates[candidate]
     write(folder, "user", rows)
 
@@ -158,13 +156,13 @@ def main() -> None:
             if not wanted:
                 continue
             plan = Plan(seed=seed, tier=tier)
-            base = args.work / f"{tier}-{plan.planted}-{seed}"
+            base = args.work / f"{tier}-{plan.planted}-{seed}/world"
             build(plan, base)
             with tempfile.TemporaryDirectory() as scratch:
                 folder = Path(scratch) / "world"
                 shutil.copytree(base, folder)
                 change(folder, plan)
-                world = load_world(folder, tier, plan.planted, seed, CAPACITY, BATCH)
+                world = load_world(folder, folder / "selectors", tier, plan.planted, seed)
                 for method in wanted:
                     head = {"threat": name, "method": method, "seed": seed}
                     tail = {"rows": plan.rows, "commit": commit()}

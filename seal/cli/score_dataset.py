@@ -56,6 +56,7 @@ def score(args) -> Path:
     scored = score_rows(passes, args.method)
     meta = describe(args, user) | {
         "seconds": {"score": scored.seconds},
+        "cpu_seconds": scored.cpu_seconds,
         "forward_equivalents": round(scored.forward_equivalents, 2),
         "evidence": scored.evidence,
     }

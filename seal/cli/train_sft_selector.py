@@ -5,6 +5,7 @@
 Writes `<selector_save_dir>/<selector_name>_<activation>.parquet` (and `_ep<k>` after each epoch).
 """
 
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -20,8 +21,8 @@ from seal.provenance import sha256_of_file
 from seal.selection.artefact import selection_meta, write_selection
 from seal.selection.calibration import calibrate
 from seal.trainer.checkpoint import Checkpoints
-from seal.trainer.evaluation import row_means
-from seal.trainer.scorers import relative_contrast
+from seal.trainer.evaluation import half_means, half_sums
+from seal.trainer.scorers import relative_contrast, reliability_of_rows
 from seal.trainer.selector_trainer import SelectorPlan, SelectorTrainer
 from seal.trainer.step import RowModel
 from seal.utils import entry, record
@@ -62,14 +63,16 @@ def train(args) -> None:
         evaluations["eval"] = (evaluated, len(held_out))
 
     base = Path(args.selector_save_dir) / f"{args.selector_name}_{args.selector_activation}"
-    meta = describe(args, user)
+    plan = flags.settings(SelectorPlan, args, **flags.cadence(args, steps_per_epoch))
+    meta = describe(args, user, plan.forward_equivalents(tracker is not None))
+    cpu = time.process_time()
 
-    def save(path: str, score=None) -> None:
+    def save(path: str, score=None, evidence=None) -> None:
         score = selector.logits.double().numpy() if score is None else score
         columns = selector_columns(user, selector, score)
-        extra = {}
+        extra = {"evidence": evidence, "cpu_seconds": round(time.process_time() - cpu, 1)}
         if canaries:
-            extra = {"calibration": calibrate(score[: len(user)], score[len(user) :])}
+            extra |= {"calibration": calibrate(score[: len(user)], score[len(user) :])}
         strategy.on_rank_0(lambda: write_selection(path, columns, meta | extra))
 
     engines = [losses.engine] + ([tracker.engine] if tracker and not args.lora_rank else [])
@@ -87,7 +90,7 @@ def train(args) -> None:
         n_safe=len(safe),
         selector=selector,
         selector_rate=lambda step: args.selector_learning_rate * selector_factor(step),
-        plan=flags.settings(SelectorPlan, args, **flags.cadence(args, steps_per_epoch)),
+        plan=plan,
         logger=logger,
         evaluations=evaluations,
         save_epoch=lambda epoch: save(f"{base}_ep{epoch}.parquet"),
@@ -96,7 +99,8 @@ def train(args) -> None:
     )
     with closing(logger), strategy.stoppable():
         trainer.fit(first_step)
-        save(f"{base}.parquet", final_score(losses, tracker, len(safe)) if tracker else None)
+        scored = final_score(losses, tracker, len(safe)) if tracker else ()
+        save(f"{base}.parquet", *scored)
     strategy.print(f"selector: {base}.parquet, {len(user)} rows scored")
     if args.save_path:
         strategy.save_model(losses.engine, tokenizer, args.save_path)
@@ -143,20 +147,25 @@ def prepare_models(args, strategy, rows, steps):
     return over_rows(engine, MAIN), over_rows(engine if args.lora_rank else prepared(), TRACKER)
 
 
-def final_score(losses, tracker, n_safe):
-    """One contrast pass with the final models, float64 [user rows].
+def final_score(model, tracker, n_safe):
+    """One contrast pass with the final models: float64 [user rows], and its evidence.
 
     The trained logit carries the noise of early visits, when both models were still alike.
     """
-    rows = np.arange(n_safe, len(losses.dataset))
-    tracked, loss = row_means(tracker, rows, "tracker"), row_means(losses, rows, "model")
-    return relative_contrast(tracked, loss)
+    rows = np.arange(n_safe, len(model.dataset))
+    sums = half_sums(tracker, rows, "tracker"), half_sums(model, rows, "model")
+    tokens = model.dataset.supervised[rows]
+    score, *halves = (
+        relative_contrast(*(half_means(part, tokens, half) for part in sums))
+        for half in (None, 0, 1)
+    )
+    return score, {"reliability": reliability_of_rows(*halves), "moved": {}}
 
 
-def describe(args, user) -> dict:
-    """The artefact's metadata."""
+def describe(args, user, cost: float) -> dict:
+    """What the artefact says of the run; `cost` in forward passes a row."""
     run = record.run_config(vars(args))
-    return {"command": run["command"]} | selection_meta(
+    return {"command": run["command"], "forward_equivalents": cost} | selection_meta(
         method=args.selector_estimator,
         arguments=run["arguments"],
         fingerprint=user.fingerprint,

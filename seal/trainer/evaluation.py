@@ -31,9 +31,22 @@ def half_sums(model: RowModel, rows: np.ndarray, note: str = "evaluation") -> np
     return sums
 
 
+def half_means(sums: np.ndarray, tokens: np.ndarray, half: int | None = None) -> np.ndarray:
+    """Means of what `half_sums` gives: float64 [R], nats a token.
+
+    Args:
+        sums: float64 [R, 2]; tokens: int64 [R], supervised tokens of each row.
+        half: 0 for the even tokens, 1 for the odd ones, NaN where a row has none; None for all.
+    """
+    if half is None:
+        return sums.sum(axis=1) / tokens
+    count = (tokens + 1 - half) // 2
+    return np.divide(sums[:, half], count, out=np.full(len(count), np.nan), where=count > 0)
+
+
 def row_means(model: RowModel, rows: np.ndarray, note: str = "evaluation") -> np.ndarray:
     """Each row's mean loss: float64 [R], nats a supervised token; arguments as `half_sums`."""
-    return half_sums(model, rows, note).sum(axis=1) / model.dataset.supervised[rows]
+    return half_means(half_sums(model, rows, note), model.dataset.supervised[rows])
 
 
 def mean_loss(model: RowModel, n_rows: int, per: str) -> float:

@@ -16,7 +16,7 @@ import torch
 from seal.datasets import SFTDataset
 from seal.errors import InputError
 from seal.models.actor import ModelSettings, load_actor
-from seal.trainer.evaluation import half_sums, row_means
+from seal.trainer.evaluation import half_means, half_sums, row_means
 from seal.trainer.scoring import Parts
 from seal.trainer.sft_trainer import SFTPlan, SFTTrainer
 from seal.trainer.step import RowModel
@@ -213,14 +213,7 @@ class Passes:
         return self._means(self._pass(name, self.rows, self._drifted, direction=direction))
 
     def _means(self, sums: np.ndarray) -> np.ndarray:
-        """float64 [N, 2] nats to [N] nats a token, of the half that is asked for."""
-        tokens = self.rows.supervised
-        if self.half is None:
-            return sums.sum(axis=1) / tokens
-        count = (tokens + 1 - self.half) // 2
-        return np.divide(
-            sums[:, self.half], count, out=np.full(len(count), np.nan), where=count > 0
-        )
+        return half_means(sums, self.rows.supervised, self.half)
 
     def _pass(
         self,

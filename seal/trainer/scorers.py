@@ -171,7 +171,7 @@ def score_rows(passes: Passes, method: str) -> Scored:
     passes.used.clear()
     columns = METHODS[method](passes)
     notes = {name: done.note for name, done in passes.used.items()}
-    worth = _reliability(passes, method) if notes else None
+    worth = _halved(passes, method) if notes else None
     moved = {name: note["moved"] for name, note in notes.items() if note["moved"]}
     spent = [
         sum(note[key] for note in notes.values()) for key in ("cost", "seconds", "cpu_seconds")
@@ -179,11 +179,15 @@ def score_rows(passes: Passes, method: str) -> Scored:
     return Scored(columns, *spent, {"moved": moved, "reliability": worth})
 
 
-def _reliability(passes: Passes, method: str) -> float | None:
-    """`seal.statistics.reliability` of a score, over the rows of two tokens and more."""
-    halves = []
+def _halved(passes: Passes, method: str) -> float | None:
+    scores = []
     for passes.half in (0, 1):
-        halves.append(METHODS[method](passes)["score"])
+        scores.append(METHODS[method](passes)["score"])
     passes.half = None
-    both = np.isfinite(halves).all(axis=0)
-    return reliability(*(half[both] for half in halves)) if both.any() else None
+    return reliability_of_rows(*scores)
+
+
+def reliability_of_rows(even: np.ndarray, odd: np.ndarray) -> float | None:
+    """`seal.statistics.reliability` of [N] and [N], over the rows that have both halves."""
+    both = np.isfinite(even) & np.isfinite(odd)
+    return reliability(even[both], odd[both]) if both.sum() > 2 else None

@@ -48,6 +48,16 @@ class SelectorPlan:
         weight = self.upperlevel_weight - epoch * self.upperlevel_weight_decay
         return 1.0 - max(0.0, weight)
 
+    def forward_equivalents(self, tracked: bool) -> float:
+        """What the loop costs, in forward passes a user row; a backward pass counts two more.
+
+        A level of weight zero takes a forward pass only; a tracker trains in every step, and the
+        contrast of the final models takes two passes.
+        """
+        gammas = [self.gamma(epoch) for epoch in range(self.max_epochs)]
+        levels = sum((3 if gamma < 1 else 1) + (3 if gamma > 0 else 1) for gamma in gammas)
+        return levels + tracked * (3 * self.max_epochs + 2)
+
 
 class SelectorTrainer:
     """Trains the model on both levels and the selector on the row losses it sees.
