@@ -14,7 +14,6 @@ import numpy as np
 from seal.cli import flags
 from seal.datasets import concatenate, load_rows
 from seal.models.actor import ModelSettings
-from seal.models.attention import attention_note
 from seal.selection.artefact import selection_meta, write_selection
 from seal.selection.calibration import calibrate
 from seal.trainer.passes import Engines, Passes, Tuning
@@ -38,7 +37,6 @@ def score(args) -> Path:
     if args.method in MODEL_FREE:
         parts = Parts(strategy)
     else:
-        strategy.print(attention_note(args.flash_attn, args.attn_implementation, args.bf16))
         key = record.identity(vars(args), np.concatenate([safe.ids, pool.ids]))
         key = {name: value for name, value in key.items() if name not in NOT_OF_A_PASS}
         parts = Parts(strategy, args.work_dir or path.with_name(f"{path.stem}_parts"), key)

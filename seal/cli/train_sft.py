@@ -14,7 +14,6 @@ from seal.cli import flags
 from seal.datasets import concatenate, load_rows
 from seal.errors import InputError
 from seal.models.actor import ModelSettings, load_actor
-from seal.models.attention import attention_note
 from seal.provenance import sha256_of_file
 from seal.selection.artefact import select_rows
 from seal.selection.calibration import auto_topp
@@ -52,7 +51,6 @@ def train(args) -> None:
         actor = load_actor(flags.settings(ModelSettings, args))
     optimizer = strategy.create_optimizer(actor, args.learning_rate, args.l2)
     engine = strategy.prepare(actor, optimizer, factor)
-    strategy.print(attention_note(args.flash_attn, args.attn_implementation, args.bf16))
     capacity = args.micro_train_batch_size * args.max_len
     losses = RowModel(engine, strategy, rows, capacity, args.aux_loss_coef)
     evaluations = {}

@@ -15,7 +15,6 @@ from seal.cli import flags
 from seal.datasets import concatenate
 from seal.errors import InputError
 from seal.models.actor import MAIN, TRACKER, ModelSettings, load_actor
-from seal.models.attention import attention_note
 from seal.models.selector import Selector
 from seal.provenance import sha256_of_file
 from seal.selection.artefact import selection_meta, write_selection
@@ -127,7 +126,6 @@ def prepare_models(args, strategy, rows, steps):
     """
     gap = args.selector_estimator == "penalty_gap"
     factor = schedule_factor(args.lr_scheduler, steps)
-    strategy.print(attention_note(args.flash_attn, args.attn_implementation, args.bf16))
 
     def prepared():
         with strategy.loading():

@@ -24,7 +24,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from seal.errors import InputError
-from seal.models.attention import choose_attention
+from seal.models.attention import VARLEN, can_pack, choose_attention, flash_attn_usable
 from seal.models.head import LossHead
 from seal.models.loss import balance_loss, sum_by_row
 
@@ -68,23 +68,34 @@ class Actor(nn.Module):
     """A causal language model whose forward pass gives one loss per row.
 
     The body gives hidden states, and the head losses of the supervised ones, so full logits never
-    exist. An output layer that is more than a matrix (LoRA on it) gives logits of those positions.
+    exist. `seal.models.probe.settle` turns off what a model cannot do.
 
     Args:
-        model: the transformers (or PEFT) model, loaded with packed attention.
+        model: the transformers (or PEFT) model.
         balance: report a mixture of experts' balance loss.
+        packed: rows form one stream, which the attention keeps apart; else they are padded.
 
     Attributes:
+        packed: as given.
+        fused: losses come from `LossHead`; else from the model's own logits (LoRA on the head).
+        notes: what a user should know of how it was loaded.
+        settled: `seal.models.probe.settle` has found the actor right.
         n_layers: L, of the body.
     """
 
-    def __init__(self, model: PreTrainedModel | PeftModel, balance: bool = False):
+    def __init__(
+        self, model: PreTrainedModel | PeftModel, balance: bool = False, packed: bool = True
+    ):
         super().__init__()
         self.model = model
         self.balance = balance
+        self.packed = packed
+        self.notes: list[str] = []
+        self.settled = False
         self.n_layers: int = model.config.get_text_config().num_hidden_layers
         layer = model.get_output_embeddings()
-        self.head = LossHead(layer, model.config) if type(layer) is nn.Linear else None
+        self.fused = type(layer) is nn.Linear
+        self.head = LossHead(layer, model.config) if self.fused else None
 
     def forward(
         self,
@@ -110,16 +121,21 @@ class Actor(nn.Module):
             With `layers`: [K, T, H], the states of the stream's tokens at each of them. With
             `by_token`: float32 [S], nats.
         """
+        inputs, places = _packed(batch) if self.packed else _padded(batch)
         if layers is not None:
-            return self._states(batch, layers)
+            states = self._states(inputs, layers)
+            return torch.stack([s.flatten(0, 1).index_select(0, places) for s in states])
+        if self.balance:
+            inputs["output_router_logits"] = True
         shares = None if coefficients is None else coefficients[batch.segments]
-        if self.head is not None:
-            output = self._run(self._causal().base_model, batch)
-            hidden = output.last_hidden_state[0].index_select(0, batch.positions)
+        wanted = places[batch.positions]
+        if self.fused:
+            output = self.body(**inputs)
+            hidden = output.last_hidden_state.flatten(0, 1).index_select(0, wanted)
             token_nll, objective = self.head(hidden, batch.targets, shares)
         else:
-            output = self._run(self.model, batch, logits_to_keep=batch.positions)
-            logits = output.logits[0].float()
+            output = self.model(**inputs)
+            logits = output.logits.flatten(0, 1).index_select(0, wanted).float()
             token_nll = nn.functional.cross_entropy(logits, batch.targets, reduction="none")
             objective = token_nll.new_zeros(()) if shares is None else shares @ token_nll
         if by_token:
@@ -128,10 +144,13 @@ class Actor(nn.Module):
         if not self.balance:
             return nll, objective, nll.new_zeros(())
         top_k = self.model.config.get_text_config().num_experts_per_tok
-        return nll, objective, balance_loss(output.router_logits, top_k)
+        routed = [x.flatten(0, -2).index_select(0, places) for x in output.router_logits]
+        return nll, objective, balance_loss(torch.cat(routed), top_k)
 
-    def _states(self, batch: Batch, wanted: Sequence[int]) -> torch.Tensor:
-        """[K, T, H] after `wanted` layers, with those above the last taken out for the pass."""
+    def _states(self, inputs: dict, wanted: Sequence[int]) -> list[torch.Tensor]:
+        """States after `wanted` layers, with those above the last taken out for the pass."""
+        if list(wanted) == [self.n_layers]:
+            return [self.body(**inputs).last_hidden_state]
         parent, name, layers = self._layers()
         states = []
         hooks = [
@@ -140,41 +159,34 @@ class Actor(nn.Module):
         ]
         setattr(parent, name, layers[: wanted[-1]])
         try:
-            output = self._run(self._causal().base_model, batch)
+            output = self.body(**inputs)
         finally:
             setattr(parent, name, layers)
             for hook in hooks:
                 hook.remove()
         if wanted[-1] == self.n_layers:
             states[-1] = output.last_hidden_state
-        return torch.stack([(s if isinstance(s, torch.Tensor) else s[0])[0] for s in states])
+        return [state if isinstance(state, torch.Tensor) else state[0] for state in states]
 
-    def _layers(self) -> tuple[nn.Module, str, nn.ModuleList]:
-        """The body's layers, the module that holds them, and their name there."""
-        for parent in self._causal().get_decoder().modules():
-            for name, child in parent.named_children():
-                if isinstance(child, nn.ModuleList) and len(child) == self.n_layers:
-                    return parent, name, child
-        raise InputError(f"{self.model.config.model_type}: no list of {self.n_layers} layers found")
-
-    def _causal(self) -> PreTrainedModel:
+    @property
+    def causal(self) -> PreTrainedModel:
         """The transformers model, adapters inside."""
         peft = isinstance(self.model, PeftModel)
         return self.model.get_base_model() if peft else self.model
 
-    def _run(self, module: nn.Module, batch: Batch, **more):
-        if self.balance:
-            more["output_router_logits"] = True
-        return module(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            use_cache=False,  # a cache makes transformers drop the row boundaries
-            cu_seq_lens_q=batch.cu_seqlens,
-            cu_seq_lens_k=batch.cu_seqlens,
-            max_length_q=batch.max_seqlen,
-            max_length_k=batch.max_seqlen,
-            **more,
-        )
+    @property
+    def body(self) -> PreTrainedModel:
+        """The transformers model without its head."""
+        inner = (child for child in self.causal.children() if isinstance(child, PreTrainedModel))
+        return next(inner, self.causal.base_model)
+
+    def _layers(self) -> tuple[nn.Module, str, nn.ModuleList]:
+        """The body's layers, the module that holds them, and their name there."""
+        for parent in self.causal.get_decoder().modules():
+            for name, child in parent.named_children():
+                if isinstance(child, nn.ModuleList) and len(child) == self.n_layers:
+                    return parent, name, child
+        raise InputError(f"{self.model.config.model_type}: no list of {self.n_layers} layers found")
 
     def add_tracker(self) -> None:
         """Adds a second LoRA adapter on the same frozen base, equal to the first; both train.
@@ -230,38 +242,30 @@ def load_actor(settings: ModelSettings) -> Actor:
     return _as_actor(model, settings)
 
 
-def untrained_actor(settings: ModelSettings, layers: int | None = None) -> Actor:
-    """As `load_actor`, from the configuration alone: random weights, to measure size and speed.
+def _packed(batch: Batch) -> tuple[dict, torch.Tensor]:
+    """A model's inputs for one stream, and where its tokens lie in what comes out, int64 [T]."""
+    inputs = {
+        "input_ids": batch.input_ids,
+        "position_ids": batch.position_ids,
+        "use_cache": False,  # a cache makes transformers drop the row boundaries
+        "cu_seq_lens_q": batch.cu_seqlens,
+        "cu_seq_lens_k": batch.cu_seqlens,
+        "max_length_q": batch.max_seqlen,
+        "max_length_k": batch.max_seqlen,
+    }
+    return inputs, torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
 
-    Under `torch.device("meta")` nothing is allocated. A 4-bit base is left in full precision.
 
-    Args:
-        layers: how many layers, at most the configuration's (default: all).
+def _padded(batch: Batch) -> tuple[dict, torch.Tensor]:
+    """As `_packed`, with a line of its own for each row.
 
-    Raises:
-        InputError: no such configuration, or target modules absent.
+    The padding comes last, so no token of a causal model sees it and no mask is needed.
     """
-    settings = replace(settings, load_in_4bit=False)
-    attention = choose_attention(settings.flash_attn, settings.attn_implementation, settings.bf16)
-    trust = settings.trust_remote_code
-    try:
-        config = AutoConfig.from_pretrained(settings.pretrain, trust_remote_code=trust)
-        if layers is not None:
-            config.num_hidden_layers = layers
-            if config.to_dict().get("layer_types"):
-                config.layer_types = config.layer_types[:layers]
-        model = AutoModelForCausalLM.from_config(
-            config,
-            dtype=torch.bfloat16 if settings.bf16 else torch.float32,
-            attn_implementation=attention,
-            trust_remote_code=trust,
-        )
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(
-            f"--pretrain {settings.pretrain} has no configuration: {reason}"
-        ) from error
-    return _as_actor(model, settings)
+    n_rows, width = len(batch.cu_seqlens) - 1, batch.max_seqlen
+    starts = torch.arange(0, n_rows * width, width, device=batch.input_ids.device)
+    places = starts.repeat_interleave(batch.cu_seqlens.diff()) + batch.position_ids[0]
+    ids = batch.input_ids.new_zeros(n_rows * width).index_copy(0, places, batch.input_ids[0])
+    return {"input_ids": ids.view(n_rows, width), "use_cache": False}, places
 
 
 def _as_actor(model: PreTrainedModel | PeftModel, settings: ModelSettings) -> Actor:
@@ -277,7 +281,9 @@ def _as_actor(model: PreTrainedModel | PeftModel, settings: ModelSettings) -> Ac
             f"--aux_loss_coef weighs the balance loss of a mixture of experts, which "
             f"{model.config.model_type} does not report; drop it"
         )
-    actor = Actor(model, balance=settings.aux_loss_coef > 0)
+    actor = Actor(model, settings.aux_loss_coef > 0, can_pack(model.config))
+    if settings.flash_attn and not flash_attn_usable(settings.bf16):
+        actor.notes.append("flash-attn is not used: it needs CUDA, --bf16 and its package")
     if settings.gradient_checkpointing:
         actor.enable_gradient_checkpointing(settings.gradient_checkpointing_use_reentrant)
     return actor
@@ -302,6 +308,8 @@ def _load_base(settings: ModelSettings) -> PreTrainedModel:
     trust = settings.trust_remote_code
     try:
         config = AutoConfig.from_pretrained(settings.pretrain, trust_remote_code=trust)
+        if attention == VARLEN and not can_pack(config):
+            attention = None  # the model's own
         return AutoModelForCausalLM.from_pretrained(
             settings.pretrain,
             config=config,

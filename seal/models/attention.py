@@ -10,12 +10,17 @@ import inspect
 
 import torch
 import torch.nn.functional as F
-from transformers import AttentionInterface
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface, PretrainedConfig
 
 from seal.errors import InputError
 
 VARLEN = "seal_varlen"
 HALF = (torch.float16, torch.bfloat16)
+# Arguments of transformers that change nothing here.
+WITHOUT = frozenset(
+    "position_ids use_cache cu_seq_lens_k max_length_k output_attentions "
+    "output_hidden_states output_router_logits cache_position return_dict".split()
+)
 
 
 def _window(length: int, sliding_window: int | None, device: torch.device) -> torch.Tensor | None:
@@ -90,8 +95,7 @@ def varlen_attention(
     sliding_window: int | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int | None = None,
-    softcap: float | None = None,
-    **_unused,  # transformers passes its whole bag of attention arguments
+    **others,
 ) -> tuple[torch.Tensor, None]:
     """Attends within each row of a packed stream.
 
@@ -99,18 +103,21 @@ def varlen_attention(
         query: [1, heads, T, head_dim]; key and value: [1, kv_heads, T, head_dim].
         cu_seq_lens_q: int32 [R+1], where each row starts in the stream, ending with T.
         max_length_q: tokens in the longest row.
+        others: transformers passes its whole bag of arguments.
 
     Returns:
         [1, T, heads, head_dim] and None (no attention weights).
 
     Raises:
-        InputError: the model wants attention soft-capping, which these kernels lack.
+        InputError: the model's attention does more than these kernels (caps, sinks, biases).
     """
-    if softcap is not None:
-        raise InputError(
-            "this model caps its attention scores, which packed attention cannot do; "
-            "--attn_implementation eager can"
-        )
+    unknown = [
+        name
+        for name, value in others.items()
+        if value is not None and name not in WITHOUT and (name != "is_causal" or not value)
+    ]
+    if unknown or attention_mask is not None:
+        raise InputError(f"packed attention does not know {unknown or 'masks'}")
     plain = query.is_cuda and query.dtype in HALF and dropout == 0.0
     if plain and query.shape[-1] == value.shape[-1]:
         out = _torch_varlen(query, key, value, cu_seq_lens_q, max_length_q, scaling, sliding_window)
@@ -120,6 +127,17 @@ def varlen_attention(
 
 
 AttentionInterface.register(VARLEN, varlen_attention)
+
+
+def can_pack(config: PretrainedConfig) -> bool:
+    """Whether models of this kind look their attention up by name and keep no state beside it.
+
+    True for code from a hub, which says nothing of the sort: `seal.models.probe` finds out.
+    """
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return True
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return kind._supports_attention_backend and not kind._is_stateful
 
 
 def flash_attn_usable(bf16: bool) -> bool:
@@ -140,11 +158,3 @@ def choose_attention(flash_attn: bool, attn_implementation: str | None, bf16: bo
     if attn_implementation:
         return attn_implementation
     return "flash_attention_2" if flash_attn and flash_attn_usable(bf16) else VARLEN
-
-
-def attention_note(flash_attn: bool, attn_implementation: str | None, bf16: bool) -> str:
-    """One line that says which attention runs, and why flash-attn does not where it was asked."""
-    chosen = choose_attention(flash_attn, attn_implementation, bf16)
-    if flash_attn and chosen == VARLEN:
-        return "attention: torch's own kernels (flash-attn needs CUDA, --bf16 and its package)"
-    return f"attention: {chosen.replace(VARLEN, 'torch varlen')}"

@@ -134,18 +134,18 @@ def sum_by_row(token_nll: torch.Tensor, segments: torch.Tensor, n_rows: int) -> 
     return token_nll.new_zeros(n_rows).index_add(0, segments, token_nll)
 
 
-def balance_loss(router_logits: tuple[torch.Tensor, ...], top_k: int) -> torch.Tensor:
+def balance_loss(router_logits: torch.Tensor, top_k: int) -> torch.Tensor:
     """How unevenly a mixture of experts uses its experts.
 
     Source: Switch Transformer (arXiv 2101.03961), equation 4, over the tokens of all layers.
 
     Args:
-        router_logits: of each layer, [..., E].
+        router_logits: [tokens of all layers, E].
         top_k: experts a token goes to.
 
     Returns:
         float32 scalar; `top_k` when all experts are used alike.
     """
-    shares = torch.cat([layer.flatten(0, -2) for layer in router_logits]).float().softmax(-1)
+    shares = router_logits.float().softmax(-1)
     chosen = torch.zeros_like(shares).scatter_(1, shares.topk(top_k).indices, 1.0)
     return shares.shape[1] * (chosen.mean(0) @ shares.mean(0))

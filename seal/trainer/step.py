@@ -12,6 +12,7 @@ import torch
 
 from seal.datasets import Batch, SFTDataset
 from seal.errors import NonFiniteLoss
+from seal.models.probe import settle
 
 if TYPE_CHECKING:
     from seal.utils.strategy import DeepspeedStrategy
@@ -54,15 +55,18 @@ def _least_loaded(lengths: np.ndarray, order: np.ndarray, n_bins: int) -> list[l
 
 
 class RowModel:
-    """Runs an engine over sets of rows of one dataset.
+    """Runs an engine over sets of rows of one dataset, after `seal.models.probe` found it right.
 
     Args:
-        engine: a prepared `seal.models.actor.Actor`, anything callable the same way.
+        engine: a prepared `seal.models.actor.Actor`.
         strategy: ranks and collectives.
         dataset: the rows.
         capacity: tokens a micro-batch may hold (micro_train_batch_size * max_len).
         aux_loss_coef: weight of the mixture-of-experts balance loss, per global batch.
         adapter: the LoRA adapter to run with, where the model holds several.
+
+    Raises:
+        InputError: the model cannot be run right.
     """
 
     def __init__(
@@ -80,6 +84,8 @@ class RowModel:
         self.capacity = capacity
         self.aux_loss_coef = aux_loss_coef
         self.adapter = adapter
+        if not engine.module.settled:
+            strategy.print(settle(engine.module, engine, engine.empty_partition_cache))
 
     def forward(self, rows: np.ndarray) -> torch.Tensor:
         """Losses without gradients: int64 [R] rows to float32 [R] nats, summed over tokens."""
@@ -149,10 +155,12 @@ class RowModel:
         return nll
 
     def _plan(self, rows: np.ndarray) -> list[list[int]]:
-        plan = plan_micro_batches(
-            self.dataset.lengths[rows], self.strategy.world_size, self.capacity
-        )
-        return plan[self.strategy.rank]
+        lengths = self.dataset.lengths[rows]
+        if not self.engine.module.packed:  # each row takes as much room as the longest
+            lengths = np.full_like(lengths, lengths.max())
+        return plan_micro_batches(lengths, self.strategy.world_size, self.capacity)[
+            self.strategy.rank
+        ]
 
     def _batches(self, rows: np.ndarray) -> Iterator[tuple[list[int], Batch]]:
         """This rank's micro-batches: positions in `rows`, and those rows on the device."""
