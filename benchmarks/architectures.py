@@ -138,12 +138,14 @@ losses and states that each has alone in plain transformers. Rows are packed whe
 Otherwise they are padded, which is slower, and the run says so. A model that is wrong either way is
 refused in one line.
 
-`python benchmarks/architectures.py` wrote this page: tiny random models, eight rows a batch, on a
-CPU in float32; torch {torch}, transformers {transformers}, commit {commit}. "Off" is the largest
-difference of a row's mean loss from that row alone. The last two columns are the same with
-`--attn_implementation`. {packed} of {architectures} are packed, {padded} padded, {refused} refused;
-the largest difference in {runs} runs is {largest_off:.0e} nats a token. BERT stands for models that
-are not causal.
+`python benchmarks/architectures.py` wrote this page: tiny random models, eight rows a batch, a CPU,
+float32; torch {torch}, transformers {transformers}, commit {commit:.7}. "Off" is the largest
+difference between a row's mean loss in the batch and alone. The last two columns are the same with
+`--attn_implementation`; "refused" there means that transformers has no such attention for it.
+
+Of {architectures} architectures {packed} are packed, {padded} padded, {refused} refused (BERT,
+which stands for models that are not causal). The largest difference in {runs} runs is
+{largest_off:.0e} nats a token.
 
 {table}
 """
@@ -219,7 +221,7 @@ def table(found: dict[str, dict[str, Found]]) -> str:
     ]
     for name, ways in found.items():
         first, *others = ways.values()
-        how = first.how if first.how == "refused" else first.said.split(": ", 1)[1]
+        how = first.how if first.how == "refused" else first.said.split(": rows ", 1)[1]
         off = "" if first.off is None else f"{first.off:.0e}"
         lines.append(f"| {name} | {how} | {off} | {' | '.join(other.how for other in others)} |")
     return "\n".join(lines)
@@ -245,7 +247,7 @@ def main() -> None:
         "runs": len(every),
         "largest_off": max(one.off for one in every if one.off is not None),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "commit": commit(),
+        "commit": commit() or "unknown",
     }
     if not args.names:
         rows = table(found)
