@@ -146,7 +146,7 @@ class RealText:
         """Scores by one method, and how well it answers the two questions."""
         path, record = self.score(method)
         selection = read_selection(path)
-        wrong = [row for row in selection.row if self.ids[row] != selection.id[row]]
+        wrong = [row for row in selection.row if self.ids[row] != bytes(selection.id[row]).hex()]
         if wrong or len(selection) != len(self.ids):
             raise InputError(f"{path} holds {len(selection)} rows, {len(wrong)} of them misnamed")
         spent = {name: record[name] for name in ("seconds", "cpu_seconds")}

@@ -6,8 +6,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from seal.errors import InputError
+from seal.ids import id_bytes, id_text
+from seal.selection import artefact
 from seal.selection.artefact import (
     Selection,
     kept_mask,
@@ -18,7 +22,7 @@ from seal.selection.artefact import (
     write_selection,
 )
 from seal.selection.format import FORMAT, SCHEMA
-from seal.selection.keys import RowIndex, id_words
+from seal.selection.keys import RowIndex
 
 
 def make_ids(n: int, seed: int = 0) -> list[str]:
@@ -62,7 +66,9 @@ def test_round_trip(tmp_path):
     for field in (SCHEMA.field(name) for name in columns):
         found = selection.column(field.name)
         expected = np.asarray(columns[field.name])
-        if field.name != "id":
+        if field.name == "id":
+            expected = id_bytes(expected)
+        else:
             assert found.dtype == field.type.to_pandas_dtype()
             expected = expected.astype(found.dtype)
         np.testing.assert_array_equal(found, expected)
@@ -99,16 +105,16 @@ def test_columns_that_a_method_lacks_have_defaults():
 @pytest.mark.parametrize("kind", [list, np.array, lambda x: np.array(x, "S32"), pa.array])
 def test_ids_come_in_any_container(kind):
     ids = make_ids(50)
-    words = id_words(kind(ids))
-    assert [f"{high:016x}{low:016x}" for high, low in words.tolist()] == ids
-    assert make_selection({**make_columns(50), "id": kind(ids)}, make_meta(50)).id.tolist() == ids
+    assert id_text(id_bytes(kind(ids))).to_pylist() == ids
+    selection = make_selection({**make_columns(50), "id": kind(ids)}, make_meta(50))
+    assert id_text(selection.id).to_pylist() == ids
 
 
 def test_ids_convert_over_slices_and_chunks():
     ids = make_ids(30)
     chunked = pa.chunked_array([pa.array(ids[:7]), pa.array([], pa.string()), pa.array(ids)[7:]])
-    np.testing.assert_array_equal(id_words(chunked), id_words(ids))
-    np.testing.assert_array_equal(id_words(chunked[5:20]), id_words(ids[5:20]))
+    np.testing.assert_array_equal(id_bytes(chunked), id_bytes(ids))
+    np.testing.assert_array_equal(id_bytes(chunked[5:20]), id_bytes(ids[5:20]))
 
 
 # --- top-p ---
@@ -120,6 +126,20 @@ def test_topp_keeps_round_of_the_share(n, topp, kept):
     mask = kept_mask(score, topp)
     assert mask.sum() == kept
     assert set(np.flatnonzero(mask)) == set(np.argsort(-score)[:kept])
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_the_cut_is_that_of_a_stable_sort_however_it_is_read(data):
+    width = data.draw(st.sampled_from([32, 64]))
+    numbers = st.floats(-2, 2, width=32) | st.sampled_from([-0.0, 0.0, 1e-40, -1e-40, 1.0, -1.0])
+    score = np.array(data.draw(st.lists(numbers, min_size=1, max_size=60)), f"f{width // 8}")
+    topp = data.draw(st.integers(1, len(score))) / len(score)
+    expected = np.zeros(len(score), bool)
+    expected[np.argsort(-score, kind="stable")[: round(topp * len(score))]] = True
+    np.testing.assert_array_equal(kept_mask(score, topp), expected)
+    parts = np.array_split(score, data.draw(st.integers(1, 5)))
+    np.testing.assert_array_equal(artefact._kept(lambda: parts, len(score), topp), expected)
 
 
 def test_ties_are_kept_by_row():
@@ -197,18 +217,18 @@ def test_a_selector_for_another_dataset_is_refused_with_both_counts():
         select_rows(make_ids(4, seed=3), np.zeros(4, int), selection, 0.7, "keep")
 
 
-def test_index_is_exact_where_the_mix_collides():
-    golden = 0x9E3779B97F4A7C15
-    low = 7
-    words = [(3 * golden, 0), (2 * golden, 1), (golden, 2), (0, 3)]  # one mix for all of them
-    ids = [f"{high % 2**64:016x}{low:016x}" for high, _ in words]
-    occurrence = [occurrence for _, occurrence in words]
-    index = RowIndex(ids, occurrence)
-    assert len(set(index.sorted_mix.tolist())) == 1
-    assert index.first_duplicate() is None
-    assert index.find(ids[::-1], occurrence[::-1]).tolist() == [3, 2, 1, 0]
-    assert index.find(ids, occurrence[::-1]).tolist() == [-1] * 4
-    assert RowIndex([*ids, ids[1]], [*occurrence, 1]).first_duplicate() == 4
+@settings(deadline=None)
+@given(st.data())
+def test_index_finds_what_a_dictionary_finds(data):
+    few = ["0" * 32, "0" * 31 + "1", "1" + "0" * 31, "f" * 32, "0" * 30 + "0a", "ab" * 16]
+    rows = st.lists(st.tuples(st.sampled_from(few), st.integers(0, 5)), max_size=40)
+    lines, asked = data.draw(rows), data.draw(rows)
+    index = RowIndex.of([name for name, _ in lines], np.array([n for _, n in lines], np.int32))
+    first = {key: line for line, key in reversed(list(enumerate(lines)))}
+    repeated = [line for line, key in enumerate(lines) if first[key] != line]
+    assert index.first_duplicate() == (repeated[0] if repeated else None)
+    found = index.find([name for name, _ in asked], np.array([n for _, n in asked], np.int32))
+    assert found.tolist() == [first.get(key, -1) for key in asked]
 
 
 # --- what is refused ---
@@ -289,7 +309,7 @@ def test_counts_must_add_up(tmp_path, match):
 
 def test_files_that_are_no_selection_are_refused(tmp_path):
     refused(tmp_path / "absent.parquet", "no such file")
-    refused(tmp_path, "no such file")
+    refused(tmp_path, "is a folder; give a .parquet file")
     (tmp_path / "text.parquet").write_text("hello\nworld")
     refused(tmp_path / "text.parquet", "not a readable Parquet file")
     table = write_raw(tmp_path / "x.parquet")

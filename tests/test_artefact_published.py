@@ -14,9 +14,10 @@ from transformers import PreTrainedTokenizerFast
 
 from seal.datasets import load_rows, published_length_filter
 from seal.errors import InputError
-from seal.selection.artefact import read_selection, save_selection
+from seal.ids import id_text
+from seal.selection.artefact import read_selection, write_selection
 from seal.selection.load import load_selection
-from seal.selection.published import published_selection, read_published
+from seal.selection.published import published_columns, read_published
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 PUBLISHED = {"seal_selector_llama3.pt": 111_900, "seal_selector_pyt.pt": 111_887}
@@ -56,7 +57,7 @@ def test_published_files_load_as_plain_arrays(name):
 def test_published_files_are_refused_for_another_dataset(tmp_path, name):
     path = SHARED / "published_selectors" / name
     with pytest.raises(InputError, match=rf"{PUBLISHED[name]} logits, but \d+ of 30 rows pass"):
-        published_selection(path, word_rows(tmp_path), word_tokenizer(), 10)
+        published_columns(path, word_rows(tmp_path), word_tokenizer(), 10)
 
 
 def test_logits_are_matched_to_the_rows_that_pass_the_filter(tmp_path):
@@ -67,14 +68,15 @@ def test_logits_are_matched_to_the_rows_that_pass_the_filter(tmp_path):
     torch.save(torch.nn.Parameter(logits), tmp_path / "published.pt")
     selection = load_selection(tmp_path / "published.pt", rows, tokenizer, 16)
     assert selection.row.tolist() == passed.tolist()
-    assert selection.id.tolist() == [rows[int(i)]["id"] for i in passed]
+    assert id_text(selection.id).to_pylist() == [rows[int(i)]["id"] for i in passed]
     np.testing.assert_array_equal(selection.score, logits.numpy())
     expected = len(passed) * torch.softmax(logits.double(), 0)
     np.testing.assert_allclose(selection.weight, expected, rtol=1e-5)
     counts = selection.meta["dataset"]
     assert (counts["raw"], counts["scored"]) == (30, len(passed))
     assert sum(counts["skipped"].values()) == 30 - len(passed)
-    save_selection(tmp_path / "x.parquet", selection)
+    columns, meta = published_columns(tmp_path / "published.pt", rows, tokenizer, 16)
+    write_selection(tmp_path / "x.parquet", columns, meta)
     assert load_selection(tmp_path / "x.parquet").table.equals(selection.table)
     assert read_selection(tmp_path / "x.parquet").meta == selection.meta
 

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from seal.command import main
 from seal.datasets import load_rows
+from seal.ids import id_text
 from seal.selection.artefact import kept_mask, read_selection, selection_meta, write_selection
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -196,7 +197,7 @@ def test_compare(home, tmp_path):
     kept_a, kept_b = kept_mask(a.score, 0.5)[10:], kept_mask(b.score, 0.5)
     assert result["kept"]["both"] == (kept_a & kept_b).sum()
     assert result["only_b"]["count"] == (kept_b & ~kept_a).sum()
-    assert result["only_b"]["first_ids"] == b.id[kept_b & ~kept_a][:5].tolist()
+    assert result["only_b"]["first_ids"] == id_text(b.id[kept_b & ~kept_a][:5]).to_pylist()
     text = seal("compare", home / "a.parquet", tmp_path / "b.parquet")
     assert "common 30" in text and "kept by a only" in text
     (tmp_path / "other.jsonl").write_text('{"prompt": "x", "response": "y"}\n')

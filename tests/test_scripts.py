@@ -115,7 +115,7 @@ def llama3_selector(inputs, tmp_path_factory):
 def check_selector(path, model):
     selection = read_selection(path)
     assert len(selection.score) == ROWS
-    assert selection.table["visits"].to_pylist() == [1] * ROWS
+    assert selection.visits.tolist() == [1] * ROWS
     assert selection.score.std() > 0
     assert selection.meta["arguments"]["selector_optim"] == "adam"
     steps = [line for line in metrics(path.with_suffix("")) if "train/row_loss" in line]

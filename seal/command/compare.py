@@ -3,9 +3,9 @@
 import argparse
 
 import numpy as np
-import pyarrow as pa
 
 from seal.errors import InputError
+from seal.ids import id_text
 from seal.selection.artefact import Selection, kept_mask, read_selection
 from seal.statistics import spearman
 
@@ -38,27 +38,26 @@ def compare(a: Selection, b: Selection, topp: float) -> dict:
     Raises:
         InputError: no row in common.
     """
-    lines = a.index.find(b.table["id"], b.occurrence)  # [rows of b] -> line of a
+    lines = a.index.find(b.id, b.occurrence)  # [rows of b] -> line of a
     in_b = np.flatnonzero(lines >= 0)
     in_a = lines[in_b]
     if len(in_b) == 0:
         raise InputError(f"no row in common: a has {len(a)}, b has {len(b)}")
     kept_a, kept_b = kept_mask(a.score, topp)[in_a], kept_mask(b.score, topp)[in_b]
     both, either = int(np.sum(kept_a & kept_b)), int(np.sum(kept_a | kept_b))
-    ids = b.table["id"]
     return {
         "topp": topp,
         "rows": {"a": len(a), "b": len(b), "common": len(in_b)},
         "spearman": spearman(a.score[in_a], b.score[in_b]),
         "kept": {"a": int(kept_a.sum()), "b": int(kept_b.sum()), "both": both},
         "overlap": both / either if either else None,
-        "only_a": _changed(ids, in_b[kept_a & ~kept_b]),
-        "only_b": _changed(ids, in_b[kept_b & ~kept_a]),
+        "only_a": _changed(b, in_b[kept_a & ~kept_b]),
+        "only_b": _changed(b, in_b[kept_b & ~kept_a]),
     }
 
 
-def _changed(ids: pa.ChunkedArray, lines: np.ndarray) -> dict:
-    return {"count": len(lines), "first_ids": ids.take(lines[:_FIRST]).to_pylist()}
+def _changed(b: Selection, lines: np.ndarray) -> dict:
+    return {"count": len(lines), "first_ids": id_text(b.id[lines[:_FIRST]]).to_pylist()}
 
 
 def _render(result: dict) -> str:

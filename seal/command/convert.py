@@ -4,7 +4,7 @@ import argparse
 
 from seal.command.dataset import add_dataset_flags, read_rows
 from seal.errors import InputError
-from seal.selection.artefact import save_selection
+from seal.selection.artefact import write_selection
 
 EXAMPLE = """\
 seal convert selector.pt --dataset user.jsonl --selector_tokenizer MODEL \\
@@ -31,7 +31,7 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> tuple[dict, str]:
     from transformers import AutoTokenizer
 
-    from seal.selection.published import published_selection
+    from seal.selection.published import published_columns
 
     rows = read_rows(args)
     try:
@@ -39,10 +39,9 @@ def run(args: argparse.Namespace) -> tuple[dict, str]:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"tokenizer {args.selector_tokenizer!r}: {reason}") from error
-    selection = published_selection(
+    columns, meta = published_columns(
         args.file, rows, tokenizer, args.selector_max_len, args.input_template
     )
-    save_selection(args.out, selection)
-    counts = selection.meta["dataset"]
+    counts = write_selection(args.out, columns, meta).meta["dataset"]
     result = {"file": args.file, "out": args.out, "dataset": counts}
     return result, f"{counts['scored']} of {counts['raw']} rows have a logit: {args.out}"

@@ -33,7 +33,8 @@ def run(args: argparse.Namespace) -> tuple[dict, str]:
     texts = _texts(args, selection, np.concatenate(list(lines.values())))
     result = {"file": args.file, "meta": selection.meta, **summary(selection)}
     for name, chosen in lines.items():
-        result[name] = [_line(selection, int(line), texts) for line in chosen]
+        found = zip(chosen.tolist(), selection.lines(chosen), strict=True)
+        result[name] = [{**values, "messages": texts.get(line)} for line, values in found]
     return result, _render(result)
 
 
@@ -66,11 +67,6 @@ def _texts(args: argparse.Namespace, selection: Selection, lines: np.ndarray) ->
     matched = selection.index.find(*row_keys(rows))
     place = {int(matched[i]): int(i) for i in np.flatnonzero(np.isin(matched, lines))}
     return {line: rows[i]["messages"] for line, i in place.items()}
-
-
-def _line(selection: Selection, line: int, texts: dict) -> dict:
-    values = selection.table.slice(line, 1).to_pylist()[0]
-    return {**values, "messages": texts.get(line)}
 
 
 def _render(result: dict) -> str:

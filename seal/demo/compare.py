@@ -32,7 +32,7 @@ class Arm(NamedTuple):
 def unsafe_rows(selection: Selection, world: Path) -> np.ndarray:
     """Which scored rows were planted, bool [N], from the provenance in the world's user.jsonl."""
     provenance = [row["provenance"] for row in read_lines(world / "user.jsonl")]
-    rows = selection.table["row"].to_numpy()
+    rows = selection.row
     if rows.max() >= len(provenance):
         raise InputError(f"the selector has row {rows.max()}, {world}/user.jsonl ends before it")
     return np.array([provenance[row] == "unsafe" for row in rows])

@@ -11,7 +11,7 @@ from seal.datasets import load_rows, read_raw
 from seal.errors import InputError
 from seal.report.figures import number
 from seal.selection.artefact import Selection, kept_mask
-from seal.selection.keys import RowIndex
+from seal.selection.keys import RowIndex, row_keys
 
 MAX_GROUPS = 20  # distinct values shown before the rest is summed up or a number is binned
 MAX_VALUE = 64  # characters of a column value shown
@@ -75,9 +75,7 @@ def find_origin(selection: Selection, dataset: str | datasets.Dataset) -> Origin
     """
     rows = load_rows(dataset) if isinstance(dataset, str) else dataset
     name = ",".join(dict.fromkeys(rows.unique("origin")))
-    arrow = rows.select_columns(["id", "occurrence"]).with_format("arrow")[:]
-    index = RowIndex(arrow["id"], arrow["occurrence"].to_numpy())
-    place = index.find(selection.table["id"], selection.occurrence)
+    place = RowIndex.of(*row_keys(rows)).find(selection.id, selection.occurrence)
     found = int((place >= 0).sum())
     if not found:
         raise InputError(

@@ -185,8 +185,8 @@ def row_lists(
             "score": number(float(scored.score[line]), 4),
             "loss": _measured(scored.loss[line]),
             "length": None if length is None else _measured(length[line]),
-            "row": int(scored.selection.table["row"][line].as_py()),
-            "id": scored.selection.table["id"][line].as_py(),
+            "row": int(scored.selection.row[line]),
+            "id": bytes(scored.selection.id[line]).hex(),
             "labels": labels,
             "turns": text,
         }

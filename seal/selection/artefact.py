@@ -1,12 +1,14 @@
 """The selection artefact: one Parquet file that holds a score for every scored row.
 
-`docs/commands.md` and `ckpt/README.md` describe the format for a reader of the file.
+`docs/commands.md` and `ckpt/README.md` describe the format for a reader of the file. It is written,
+checked, cut and joined in blocks: memory is about 20 bytes a line, the index of its ids.
 """
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,72 +20,74 @@ from seal.errors import InputError
 from seal.files import atomic_path
 from seal.ids import id_bytes, id_text
 from seal.provenance import commit, versions
-from seal.selection.format import FORMAT, SCHEMA, check_selection, read_meta
+from seal.selection.format import FORMAT, SCHEMA, check_lines, check_meta, read_meta
 from seal.selection.keys import RowIndex
 
 UNSCORED = ("error", "drop", "keep")
+BLOCK = 1 << 20  # lines held at a time
 
 
 @dataclass(frozen=True)
 class Selection:
-    """A selector's lines in ascending `row`, as `read_selection` and `write_selection` check them.
+    """A selector's lines in ascending `row`, checked; a column is read when it is asked for.
 
     Attributes:
-        table: the columns of SCHEMA, N lines.
+        file: the columns of SCHEMA, N lines.
         meta: the file metadata under the key `seal`.
         index: finds lines by (id, occurrence).
+        id: V16 [N], see `seal.ids`.
+        occurrence: int32 [N], 0 for the first row with that id.
+        row: int64 [N], position in the dataset that was scored, ascending.
+        score: float32 [N], higher = keep.
+        logit: float32 [N], the trained logit, NaN where the method has none.
+        weight: float32 [N], mean one.
+        visits: int32 [N], times the row was seen.
+        loss: float32 [N], mean nats per response token seen, NaN where not measured.
     """
 
-    table: pa.Table
+    file: pq.ParquetFile
     meta: dict
     index: RowIndex
 
     def __len__(self) -> int:
-        return self.table.num_rows
+        return self.file.metadata.num_rows
+
+    def blocks(self, name: str) -> Iterator[np.ndarray]:
+        """One column in parts; a null of `logit` or `loss` (not measured) becomes NaN."""
+        for batch in self.file.iter_batches(BLOCK, columns=[name]):
+            values = batch[name]
+            yield id_bytes(values) if name == "id" else values.to_numpy(zero_copy_only=False)
 
     def column(self, name: str) -> np.ndarray:
-        """One column as numpy [N]; a null of `logit` or `loss` (not measured) becomes NaN."""
-        return self.table[name].to_numpy()
+        """One column as numpy [N]."""
+        return np.concatenate(list(self.blocks(name)))
+
+    id = cached_property(lambda self: self.column("id"))
+    occurrence = cached_property(lambda self: self.column("occurrence"))
+    row = cached_property(lambda self: self.column("row"))
+    score = cached_property(lambda self: self.column("score"))
+    logit = cached_property(lambda self: self.column("logit"))
+    weight = cached_property(lambda self: self.column("weight"))
+    visits = cached_property(lambda self: self.column("visits"))
+    loss = cached_property(lambda self: self.column("loss"))
 
     @property
-    def id(self) -> np.ndarray:
-        """object [N]: str of 32 hex digits. For many rows prefer `index`, which holds no str."""
-        return self.column("id")
+    def table(self) -> pa.Table:
+        """All columns of all lines."""
+        return self.file.read(columns=SCHEMA.names).replace_schema_metadata(None)
 
-    @property
-    def occurrence(self) -> np.ndarray:
-        """int32 [N]: 0 for the first row with that id."""
-        return self.column("occurrence")
+    def lines(self, numbers: np.ndarray) -> list[dict]:
+        """Some lines, int64 [R], each as column -> value."""
+        found, start = {}, 0
+        for batch in self.file.iter_batches(BLOCK, columns=SCHEMA.names):
+            inside = numbers[(numbers >= start) & (numbers < start + len(batch))]
+            found |= zip(inside.tolist(), batch.take(inside - start).to_pylist(), strict=True)
+            start += len(batch)
+        return [found[number] for number in numbers.tolist()]
 
-    @property
-    def row(self) -> np.ndarray:
-        """int64 [N]: position in the dataset that was scored, ascending."""
-        return self.column("row")
-
-    @property
-    def score(self) -> np.ndarray:
-        """float32 [N]: higher = keep."""
-        return self.column("score")
-
-    @property
-    def logit(self) -> np.ndarray:
-        """float32 [N]: the trained logit, NaN where the method has none."""
-        return self.column("logit")
-
-    @property
-    def weight(self) -> np.ndarray:
-        """float32 [N]: mean one."""
-        return self.column("weight")
-
-    @property
-    def visits(self) -> np.ndarray:
-        """int32 [N]: times the row was seen."""
-        return self.column("visits")
-
-    @property
-    def loss(self) -> np.ndarray:
-        """float32 [N]: mean nats per response token seen, NaN where not measured."""
-        return self.column("loss")
+    def kept(self, topp: float) -> np.ndarray:
+        """bool [N]: the lines that `kept_mask` keeps, from scores read in blocks."""
+        return _kept(lambda: self.blocks("score"), len(self), topp)
 
 
 class Selected(NamedTuple):
@@ -130,34 +134,10 @@ def selection_meta(
 
 
 def make_selection(columns: Mapping, meta: Mapping) -> Selection:
-    """Builds and checks a selection in memory; arguments as for `write_selection`."""
-    n = len(columns["id"])
-    defaults = {"weight": np.ones(n), "visits": np.zeros(n, np.int32)}
-    unknown = set(columns) - set(SCHEMA.names)
-    if unknown:
-        raise InputError(f"unknown columns {sorted(unknown)}; an artefact has {SCHEMA.names}")
-    arrays = []
-    for field in SCHEMA:
-        if field.name in columns:
-            arrays.append(_to_arrow(field, columns[field.name]))
-        elif field.name in defaults:
-            arrays.append(_to_arrow(field, defaults[field.name]))
-        elif field.nullable:
-            arrays.append(pa.nulls(n, field.type))
-        else:
-            raise InputError(f"column {field.name!r} is missing; an artefact needs it")
-    if len({len(array) for array in arrays}) != 1:
-        lengths = {name: len(column) for name, column in columns.items()}
-        raise InputError(f"columns differ in length: {lengths}")
-    table = pa.Table.from_arrays(arrays, schema=SCHEMA)
-    row = table["row"].to_numpy()
-    if np.any(row[1:] < row[:-1]):
-        table = table.take(np.argsort(row, kind="stable"))
-    meta = {**meta, "format": FORMAT, "versions": versions(), "commit": commit()}
-    meta["dataset"] = {**meta["dataset"], "scored": n}
-    table = _mean_one(table)
-    meta = json.loads(json.dumps(meta))
-    return Selection(table, meta, check_selection(table, meta))
+    """A selection in memory, checked; arguments as for `write_selection`."""
+    sink = pa.BufferOutputStream()
+    _write(sink, columns, meta)
+    return _read(pa.BufferReader(sink.getvalue()))
 
 
 def write_selection(path: str | os.PathLike, columns: Mapping, meta: Mapping) -> Selection:
@@ -165,31 +145,22 @@ def write_selection(path: str | os.PathLike, columns: Mapping, meta: Mapping) ->
 
     Args:
         path: the .parquet file.
-        columns: name -> N values (list, numpy, CPU tensor, pyarrow). `id`, `occurrence`, `row`
-            and `score` are needed; `logit` and `loss` default to null (NaN is stored as null),
-            `weight` to 1 and `visits` to 0. Lines are stored in ascending `row`, and weights
-            divided by their mean.
+        columns: name -> N values (list, numpy, CPU tensor, pyarrow; ids also as V16). `id`,
+            `occurrence`, `row` and `score` are needed; `logit` and `loss` default to null (NaN is
+            stored as null), `weight` to 1 and `visits` to 0. Lines are stored in ascending `row`,
+            and weights divided by their mean.
         meta: as `selection_meta` makes it.
 
     Raises:
         InputError: `read_selection` would refuse the result.
     """
-    selection = make_selection(columns, meta)
-    save_selection(path, selection)
-    return selection
-
-
-def save_selection(path: str | os.PathLike, selection: Selection) -> None:
-    """Writes a selection that has been checked, whole or not at all."""
-    table = selection.table.replace_schema_metadata({"seal": json.dumps(selection.meta)})
     with atomic_path(path) as tmp:
-        pq.write_table(
-            table, tmp, compression="zstd", use_dictionary=False, write_page_checksum=True
-        )
+        _write(tmp, columns, meta)
+        return _read(tmp)
 
 
 def read_selection(path: str | os.PathLike) -> Selection:
-    """Reads an artefact strictly; memory is about 110 bytes a line.
+    """Reads an artefact strictly: every line is checked once, in blocks.
 
     Raises:
         InputError: one line that says what is wrong: unreadable, a column or the metadata missing
@@ -197,20 +168,84 @@ def read_selection(path: str | os.PathLike) -> Selection:
             finite, negative rows, repeated (id, occurrence), bad ids, weights without mean one.
     """
     path = Path(path)
+    if path.suffix == ".pt":
+        raise InputError(f"{path} is a published selector: `seal convert` makes a .parquet of it")
+    if path.is_dir():
+        inside = ", ".join(sorted(found.name for found in path.glob("*.parquet"))) or "none"
+        raise InputError(f"{path} is a folder; give a .parquet file (it holds: {inside:.200})")
     if not path.is_file():
         raise InputError(f"{path}: no such file; give the .parquet that selector training wrote")
     try:
-        # without pre_buffer the compressed file is not held beside the table
-        with pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
-            meta = read_meta(file.schema_arrow)
-            table = file.read(columns=SCHEMA.names).select(SCHEMA.names)
-            table = table.replace_schema_metadata(None)
-        return Selection(table, meta, check_selection(table, meta))
+        return _read(path)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: not a readable Parquet file: {reason}") from error
+
+
+def _read(source) -> Selection:
+    # without pre_buffer the compressed file is not held beside what is made of it
+    file = pq.ParquetFile(source, pre_buffer=False, page_checksum_verification=True)
+    meta, n = read_meta(file.schema_arrow), file.metadata.num_rows
+    check_meta(meta, n)
+    index = check_lines(file.iter_batches(BLOCK, columns=SCHEMA.names), n)
+    selection, repeated = Selection(file, meta, index), index.first_duplicate()
+    if repeated is not None:
+        line = selection.lines(np.array([repeated]))[0]
+        raise InputError(
+            f"line {repeated} repeats id {line['id']} with occurrence {line['occurrence']}"
+        )
+    return selection
+
+
+def _write(sink, columns: Mapping, meta: Mapping) -> None:
+    columns = {name: _as_array(name, values) for name, values in columns.items()}
+    for name in sorted({"id", "occurrence", "row", "score"} - columns.keys()):
+        raise InputError(f"column {name!r} is missing; an artefact needs it")
+    if unknown := sorted(columns.keys() - set(SCHEMA.names)):
+        raise InputError(f"unknown columns {unknown}; an artefact has {SCHEMA.names}")
+    n = len(columns["id"])
+    if any(len(values) != n for values in columns.values()):
+        lengths = {name: len(values) for name, values in columns.items()}
+        raise InputError(f"columns differ in length: {lengths}")
+    meta = {**meta, "format": FORMAT, "versions": versions(), "commit": commit()}
+    meta["dataset"] = {**meta["dataset"], "scored": n}
+    row = columns["row"]
+    order = None if np.all(row[1:] >= row[:-1]) else np.argsort(row, kind="stable")
+    mean = columns["weight"].mean(dtype=np.float64) if "weight" in columns and n else 1.0
+    schema = SCHEMA.with_metadata({"seal": json.dumps(meta)})
+    settings = {"compression": "zstd", "use_dictionary": False, "write_page_checksum": True}
+    with pq.ParquetWriter(sink, schema, **settings) as writer:
+        for start in range(0, n, BLOCK):
+            part = slice(start, start + BLOCK) if order is None else order[start : start + BLOCK]
+            block = {name: values[part] for name, values in columns.items()}
+            if "weight" in block and mean > 0:
+                block["weight"] = block["weight"] / mean
+            size = min(BLOCK, n - start)
+            arrays = [_to_arrow(field, block, size) for field in SCHEMA]
+            writer.write_table(pa.table(arrays, schema=schema))
+
+
+def _as_array(name: str, values) -> np.ndarray:
+    return id_bytes(values) if name == "id" else np.asarray(values)
+
+
+def _to_arrow(field: pa.Field, block: Mapping, size: int) -> pa.Array:
+    """A column of `size` lines; one that is not given is null, or what stands for no weighting."""
+    if field.name not in block:
+        fill = {"weight": 1, "visits": 0}.get(field.name)
+        return pa.repeat(pa.scalar(fill, field.type), size)
+    values = block[field.name]
+    if field.name == "id":
+        return id_text(values).cast(field.type)
+    if pa.types.is_floating(field.type):
+        with np.errstate(over="ignore"):  # the check of finite values names what overflows
+            values = values.astype(np.float32)
+    try:
+        return pa.array(values, field.type, from_pandas=field.nullable)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"column {field.name!r} must be {field.type}: {error}") from error
 
 
 def kept_mask(score: np.ndarray, topp: float) -> np.ndarray:
@@ -226,17 +261,50 @@ def kept_mask(score: np.ndarray, topp: float) -> np.ndarray:
     Raises:
         InputError: topp is out of range, or keeps nothing.
     """
+    return _kept(lambda: [score], len(score), topp)
+
+
+def _kept(blocks: Callable[[], Iterable[np.ndarray]], n: int, topp: float) -> np.ndarray:
     if not 0 < topp <= 1:
         raise InputError(f"topp must be in (0, 1], got {topp:g}; 0.8 keeps 80 %")
-    n = len(score)
     count = round(topp * n)
     if count == 0:
         raise InputError(f"topp {topp:g} keeps none of {n} scored rows; raise it")
-    threshold = np.partition(score, n - count)[n - count]
-    kept = score > threshold
-    ties = np.flatnonzero(score == threshold)
-    kept[ties[: count - np.count_nonzero(kept)]] = True
+    bar, ties = _nth_highest(blocks, count)
+    kept, start = np.empty(n, bool), 0
+    for block in map(_sortable, blocks()):
+        part = kept[start : start + len(block)]
+        part[:] = block > bar
+        tied = np.flatnonzero(block == bar)[:ties]
+        part[tied] = True
+        ties -= len(tied)
+        start += len(block)
     return kept
+
+
+def _nth_highest(blocks: Callable[[], Iterable[np.ndarray]], count: int) -> tuple[int, int]:
+    """The count-th highest score, as `_sortable` writes it, and how many equal to it to keep.
+
+    Its digits of 16 bits are found one after the other, by counting: exact, in a pass a digit.
+    """
+    bar, wanted = 0, count
+    for shift in range(8 * next(iter(blocks())).itemsize, 0, -16):
+        counts = np.zeros(1 << 16, np.int64)
+        for block in map(_sortable, blocks()):
+            like = block[block >> shift == bar]  # the first shift leaves 0 of every score
+            counts += np.bincount((like >> (shift - 16)) & 0xFFFF, minlength=1 << 16)
+        at_least = np.cumsum(counts[::-1])[::-1]
+        digit = int(np.flatnonzero(at_least >= wanted)[-1])
+        wanted -= int(at_least[digit] - counts[digit])
+        bar = bar << 16 | digit
+    return bar, wanted
+
+
+def _sortable(score: np.ndarray) -> np.ndarray:
+    """Unsigned integers in the order of float32 or float64 scores, equal where those are equal."""
+    bits = (score + 0).view(f"u{score.itemsize}")  # -0.0 + 0 is 0.0
+    sign = bits.dtype.type(1) << (8 * score.itemsize - 1)
+    return np.where(bits & sign, ~bits, bits | sign)
 
 
 def select_rows(
@@ -248,7 +316,7 @@ def select_rows(
     (id, occurrence) is in that set.
 
     Args:
-        ids: M ids of the dataset (numpy, list or pyarrow), in dataset order.
+        ids: M ids of the dataset (V16, strings in a list or of pyarrow), in dataset order.
         occurrences: int [M].
         topp: share of the selector's lines to keep, as in `kept_mask`.
         unscored: what to do with dataset rows without a score: `error`, `drop` or `keep`.
@@ -259,58 +327,31 @@ def select_rows(
     """
     if unscored not in UNSCORED:
         raise InputError(f"unscored must be one of {', '.join(UNSCORED)}, got {unscored!r}")
-    kept = kept_mask(selection.score, topp)
-    lines = selection.index.find(ids, occurrences)
-    scored = lines >= 0
-    n_scored, n_unscored = int(scored.sum()), int((~scored).sum())
+    kept, present = selection.kept(topp), np.zeros(len(selection), bool)
+    scored, selected = np.empty(len(ids), bool), np.empty(len(ids), bool)
+    for start in range(0, len(ids), BLOCK):
+        part = slice(start, start + BLOCK)
+        lines = selection.index.find(ids[part], occurrences[part])
+        scored[part] = lines >= 0
+        selected[part] = np.where(lines >= 0, kept[lines], unscored == "keep")
+        present[lines[lines >= 0]] = True
+    n_scored = int(scored.sum())
+    n_unscored = len(scored) - n_scored
     if n_scored == 0:
         raise InputError(
-            f"none of the {len(lines)} dataset rows is among the selector's {len(selection)} rows; "
-            "this is a selector for another dataset"
+            f"none of the {len(scored)} dataset rows is among the selector's {len(selection)} "
+            "rows; this is a selector for another dataset"
         )
     if n_unscored and unscored == "error":
         first = int(np.argmin(scored))
         name = id_text(id_bytes(ids[first : first + 1]))[0]
         raise InputError(
-            f"{n_unscored} of {len(lines)} dataset rows have no score, the first is row {first} "
+            f"{n_unscored} of {len(scored)} dataset rows have no score, the first is row {first} "
             f"(id {name}); pass --unscored drop or --unscored keep"
         )
-    selected = np.where(scored, kept[lines], unscored == "keep")
     if not selected.any():
         raise InputError(
-            f"none of the {len(lines)} dataset rows is kept at topp {topp:g}; raise it"
+            f"none of the {len(scored)} dataset rows is kept at topp {topp:g}; raise it"
         )
-    present = np.zeros(len(selection), bool)
-    present[lines[scored]] = True
     missing = len(selection) - int(present.sum())
     return Selected(np.flatnonzero(selected), n_scored, n_unscored, missing)
-
-
-def _to_arrow(field: pa.Field, values) -> pa.Array | pa.ChunkedArray:
-    if field.name == "id":
-        if isinstance(values, np.ndarray) and values.dtype == "V16":
-            return id_text(values).cast(pa.string())
-        return (
-            values
-            if isinstance(values, pa.Array | pa.ChunkedArray)
-            else pa.array(values, pa.string())
-        )
-    values = np.asarray(values)
-    if pa.types.is_floating(field.type):
-        with np.errstate(over="ignore"):  # the check of finite values names what overflows
-            values = values.astype(np.float32)
-        return pa.array(values, field.type, from_pandas=field.nullable)
-    try:
-        return pa.array(values, field.type)
-    except pa.ArrowInvalid as error:
-        raise InputError(f"column {field.name!r} must be {field.type}: {error}") from error
-
-
-def _mean_one(table: pa.Table) -> pa.Table:
-    weight = table["weight"].to_numpy().astype(np.float64)
-    mean = weight.mean() if len(weight) else 0.0
-    if not (np.isfinite(mean) and mean > 0):
-        return table  # the check says what is wrong
-    place = SCHEMA.get_field_index("weight")
-    weight = pa.array((weight / mean).astype(np.float32))
-    return table.set_column(place, SCHEMA.field(place), weight)

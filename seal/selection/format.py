@@ -1,13 +1,14 @@
 """The format of the selection artefact and its laws: columns, metadata, and what is refused."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from seal.errors import InputError
+from seal.ids import id_bytes
 from seal.selection.keys import RowIndex
 
 FORMAT = 1
@@ -18,6 +19,12 @@ METHODS = (
     "excess_loss",
     "relative_excess",
     "influence",
+    "knn",
+    "probe",
+    "larf",
+    "shift",
+    "subspace",
+    "token_excess",
     "perplexity",
     "ifd",
     "dsir",
@@ -80,35 +87,32 @@ def read_meta(schema: pa.Schema) -> dict:
     return meta
 
 
-def check_selection(table: pa.Table, meta: Mapping) -> RowIndex:
-    """Checks every law of a selection whose columns are those of SCHEMA.
+def check_lines(batches: Iterable[pa.RecordBatch], n: int) -> RowIndex:
+    """Checks every law of the lines of a selection, given in parts with the columns of SCHEMA.
 
     Returns:
-        the index by (id, occurrence), which the search for repeated rows has to build anyway.
+        the index by (id, occurrence), whose search for repeated rows is the law that is left.
 
     Raises:
         InputError: the first law that is broken, with the value that breaks it.
     """
-    _check_filled(table)
-    _check_meta(meta, table.num_rows)
-    _check_numbers(table)
-    index = RowIndex(table["id"], table["occurrence"].to_numpy())
-    duplicate = index.first_duplicate()
-    if duplicate is not None:
-        raise InputError(
-            f"line {duplicate} repeats id {table['id'][duplicate].as_py()} "
-            f"with occurrence {table['occurrence'][duplicate].as_py()}"
-        )
-    return index
-
-
-def _check_filled(table: pa.Table) -> None:
-    if table.num_rows == 0:
+    if n == 0:
         raise InputError("0 scored rows; a selection needs at least one")
-    for field in SCHEMA:
-        nulls = table[field.name].null_count
-        if nulls and not field.nullable:
-            raise InputError(f"column {field.name!r} has {nulls} nulls, must have none")
+    index, last_row, weight = RowIndex(n), -1, 0.0
+    for batch in batches:
+        _check_numbers(batch)
+        row = np.concatenate([[last_row], batch["row"].to_numpy()])
+        if np.any(row[1:] <= row[:-1]):
+            line = int(np.argmax(row[1:] <= row[:-1]))
+            raise InputError(
+                f"column 'row' must ascend; line {len(index) + line} has {row[line + 1]}"
+            )
+        last_row, weight = row[-1], weight + batch["weight"].to_numpy().sum(dtype=np.float64)
+        index.extend(id_bytes(batch["id"], len(index)), batch["occurrence"].to_numpy())
+    if abs(weight / n - 1) > MEAN_TOLERANCE:
+        raise InputError(f"weights have mean {weight / n:g}, must have mean 1")
+    index.sort()
+    return index
 
 
 def _check_types(values: Mapping, types: Mapping, where: str) -> None:
@@ -120,7 +124,12 @@ def _check_types(values: Mapping, types: Mapping, where: str) -> None:
             raise InputError(f"{where} has {name!r} = {value!r:.60}, of the wrong type")
 
 
-def _check_meta(meta: Mapping, n: int) -> None:
+def check_meta(meta: Mapping, n: int) -> None:
+    """Checks the metadata of a file of n lines.
+
+    Raises:
+        InputError: a key is missing or of the wrong type, or the counts do not add up.
+    """
     _check_types(meta, _META_TYPES, "metadata")
     if meta["method"] not in METHODS:
         raise InputError(f"unknown method {meta['method']!r:.60}; known: {', '.join(METHODS)}")
@@ -136,21 +145,16 @@ def _check_meta(meta: Mapping, n: int) -> None:
         )
 
 
-def _check_numbers(table: pa.Table) -> None:
-    for name in ("occurrence", "row", "visits", "weight"):
-        least = pc.min(table[name]).as_py()
-        if least < 0:
-            raise InputError(f"column {name!r} has {least}, must not be negative")
+def _check_numbers(batch: pa.RecordBatch) -> None:
     for field in SCHEMA:
+        values = batch[field.name]
+        if values.null_count and not field.nullable:
+            raise InputError(f"column {field.name!r} has {values.null_count} nulls, must have none")
+        if field.name in ("occurrence", "row", "visits", "weight"):
+            least = pc.min(values).as_py()
+            if least < 0:
+                raise InputError(f"column {field.name!r} has {least}, must not be negative")
         if pa.types.is_floating(field.type):
-            values = table[field.name].drop_null().to_numpy()
-            bad = np.count_nonzero(~np.isfinite(values))
+            bad = np.count_nonzero(~np.isfinite(values.drop_null().to_numpy()))
             if bad:
                 raise InputError(f"column {field.name!r} has {bad} NaN or infinite values")
-    row = table["row"].to_numpy()
-    if np.any(row[1:] <= row[:-1]):
-        line = int(np.argmax(row[1:] <= row[:-1])) + 1
-        raise InputError(f"column 'row' must ascend; line {line} has {row[line]}")
-    mean = table["weight"].to_numpy().mean(dtype=np.float64)
-    if abs(mean - 1) > MEAN_TOLERANCE:
-        raise InputError(f"weights have mean {mean:g}, must have mean 1")

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seal.errors import InputError
-from seal.selection.artefact import Selection, read_selection
-from seal.selection.published import INPUT_TEMPLATE, published_selection
+from seal.selection.artefact import Selection, make_selection, read_selection
+from seal.selection.published import INPUT_TEMPLATE, published_columns
 
 if TYPE_CHECKING:
     import datasets
@@ -22,7 +22,7 @@ def load_selection(
 ) -> Selection:
     """Reads a selector of either kind: an artefact (.parquet) or a published file (.pt).
 
-    The other arguments are needed for a `.pt` only, as in `published_selection`.
+    The other arguments are needed for a `.pt` only, as in `published_columns`.
 
     Raises:
         InputError: another suffix, or a `.pt` without the dataset, tokenizer and max_len.
@@ -37,4 +37,4 @@ def load_selection(
             f"{path}: a .pt does not name its rows; give the dataset it was trained on, "
             "--selector_tokenizer and --selector_max_len, or `seal convert` it once"
         )
-    return published_selection(path, rows, tokenizer, max_len, input_template)
+    return make_selection(*published_columns(path, rows, tokenizer, max_len, input_template))

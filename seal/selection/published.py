@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from seal.errors import InputError
-from seal.selection.artefact import Selection, make_selection, selection_meta
+from seal.selection.artefact import selection_meta
 
 if TYPE_CHECKING:
     import datasets
@@ -48,19 +48,22 @@ def read_published(path: str | os.PathLike) -> np.ndarray:
     return logits.detach().float().numpy()
 
 
-def published_selection(
+def published_columns(
     path: str | os.PathLike,
     rows: "datasets.Dataset",
     tokenizer: "PreTrainedTokenizerBase",
     max_len: int,
     input_template: str = INPUT_TEMPLATE,
-) -> Selection:
+) -> tuple[dict, dict]:
     """Gives each logit of a published file its row, by replaying the published length filter.
 
     Args:
         rows: the dataset it was trained on, as `seal.datasets.load_rows` gives it.
         tokenizer, max_len (tokens), input_template: those it was trained with; an empty template
             stands for the prompt as it is.
+
+    Returns:
+        columns and metadata, as `write_selection` takes them.
 
     Raises:
         InputError: the file is refused, or the filter lets through another number of rows.
@@ -89,4 +92,4 @@ def published_selection(
         tokenizer=tokenizer.name_or_path,
         max_len=max_len,
     )
-    return make_selection(columns, meta)
+    return columns, meta
