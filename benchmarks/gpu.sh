@@ -7,7 +7,7 @@
 #   laws      packed rows against rows alone, checkpointing, LoRA and full, ZeRO 0, 2, 3, resume
 #   selector  published against ours, and ours with Liger's kernels, at the shapes and flags of the
 #             published scripts, with and without weight on the row loss; a profile of one step
-#   sft       ours against the published way and TRL's SFTTrainer
+#   sft       ours against TRL's SFTTrainer
 #   head      the loss of the head: ours, Liger's, full logits
 # NAMES is an expression ("laws|head"; default: these four). Longer ones stand behind it: unchecked
 # (no checkpointing), zero2, zero3, full-rows, phi3.
@@ -27,7 +27,7 @@ run() { # NAME SHARE COMMAND...: in its share (%) of the budget, which stands fo
     shift 2
     [[ $name =~ ^($names)$ ]] || return 0
     echo "== $name, up to $seconds s"
-    timeout $((seconds + 15)) "${@//ALLOWED/$seconds}" >"$out/gpu_$name.log" 2>&1
+    timeout $((seconds + 25)) "${@//ALLOWED/$seconds}" >"$out/gpu_$name.log" 2>&1
     status=$?
     grep -E '^(sched|published|ours|liger|trl|head|sft,|selector,|step)|passed|failed' \
         "$out/gpu_$name.log"
@@ -45,11 +45,11 @@ measure() { # NAME SHARE FLAGS...: the step, at the flags of the published scrip
 
 checked=--gradient_checkpointing kernels=kernels
 [[ $device == cuda ]] || kernels=both
-run laws 28 python -m pytest -q tests/test_device.py
-measure selector 44 $checked --schedule $kernels --phase gamma0 gamma \
+run laws 20 python -m pytest -q tests/test_device.py
+measure selector 45 $checked --schedule $kernels --phase gamma0 gamma \
     --micro_train_batch_size 1 8 --profile "$out/gpu_profile.txt"
-measure sft 20 $checked --work sft
-run head 8 python benchmarks/head.py --device "$device" --out "$out/gpu_head.json"
+measure sft 28 $checked --work sft --schedule ours
+run head 7 python benchmarks/head.py --device "$device" --out "$out/gpu_head.json"
 measure unchecked 25 --schedule ours --phase gamma0 gamma
 measure zero2 40 $checked --zero_stage 2 --phase gamma0 gamma
 measure zero3 40 $checked --zero_stage 3 --phase gamma0 gamma

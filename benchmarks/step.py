@@ -107,7 +107,8 @@ def measure(
     bench: Bench, work: Work, args: argparse.Namespace, until: float
 ) -> Iterator[tuple[Work, list[dict]]]:
     """For each phase and micro-batch an object a schedule, then the ratios."""
-    peer = trl_peer(bench, work, until) if work.kind == "sft" and args.schedule == "both" else None
+    sft = work.kind == "sft" and args.schedule in ("both", "ours")
+    peer = trl_peer(bench, work, until) if sft else None
     names = GROUPS.get(args.schedule, [args.schedule])
     # Liger's last: it also changes the classes that later models would be made of.
     made = {name: Side(name, bench, work) for name in sorted(names, key="liger".__eq__)}
