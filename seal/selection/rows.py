@@ -8,6 +8,7 @@ from seal.datasets.identity import number_rows
 from seal.datasets.prompts import to_messages
 from seal.errors import InputError
 from seal.selection.artefact import select_rows
+from seal.selection.calibration import share_kept
 from seal.selection.keys import row_keys
 from seal.selection.load import load_selection
 
@@ -15,11 +16,13 @@ from seal.selection.load import load_selection
 def kept_rows(
     dataset: datasets.Dataset,
     selector: str | os.PathLike,
-    topp: float,
+    topp: float | str,
     *,
-    unscored: str = "error",
-    input_key: str | None = None,
-    output_key: str | None = None,
+    unscored: str,
+    input_key: str | None,
+    output_key: str | None,
+    max_canary_kept: float,
+    confidence: float,
 ) -> datasets.Dataset:
     """The rows of `dataset` that a selector keeps; `seal.select` documents the arguments."""
     if not isinstance(dataset, datasets.Dataset):
@@ -31,5 +34,7 @@ def kept_rows(
         dataset.with_format(None), "given", input_key=input_key, output_key=output_key
     )
     keys = row_keys(number_rows(messages))
-    selected = select_rows(*keys, load_selection(selector), topp, unscored)
+    selection = load_selection(selector)
+    share = share_kept(selection, topp, max_canary_kept, confidence)
+    selected = select_rows(*keys, selection, share, unscored)
     return dataset.select(selected.indices)
