@@ -14,6 +14,7 @@ from trl import SFTConfig, SFTTrainer
 import seal
 from seal.cli import flags as cli
 from seal.datasets import load_rows
+from seal.datasets.prompts import readable, whole
 from seal.utils import entry
 
 
@@ -37,7 +38,7 @@ def parser() -> cli.Parser:
 def main() -> None:
     """Selects, trains, saves."""
     args = parser().parse_args()
-    rows = load_rows(args.dataset)
+    rows = readable(load_rows(args.dataset))
     kept = seal.select(rows, args.selector_path, args.topp, unscored=args.unscored)
     print(f"kept {len(kept)} of {len(rows)} rows at topp {args.topp:g}")
 
@@ -65,7 +66,9 @@ def main() -> None:
 
 def as_pair(row: dict) -> dict:
     """TRL's conversational prompt and completion; its loss is on the completion alone."""
-    return {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}
+    messages, tools = whole(row["messages"], row.get("extra"))
+    pair = {"prompt": messages[:-1], "completion": messages[-1:]}
+    return pair | ({"tools": tools} if tools else {})
 
 
 if __name__ == "__main__":

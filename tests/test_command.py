@@ -18,6 +18,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from seal.command import main
+from seal.command.export import FORMATS
 from seal.datasets import load_rows
 from seal.ids import id_text
 from seal.selection.artefact import kept_mask, read_selection, selection_meta, write_selection
@@ -61,8 +62,8 @@ def odd_lines() -> list[bytes]:
     return lines
 
 
-def score_file(path, names: str, seed: int = 0, topp_rows: slice = slice(None)) -> None:
-    """Writes a selector with random scores for the rows of the datasets `names`."""
+def score_file(path, names: str, seed: int = 0, topp_rows: slice = slice(None)):
+    """Writes a selector with random scores for the rows of the datasets `names`; the rows."""
     rows = load_rows(names)
     columns = {name: rows[name][:][topp_rows] for name in ("id", "occurrence", "row")}
     n = len(columns["id"])
@@ -80,6 +81,7 @@ def score_file(path, names: str, seed: int = 0, topp_rows: slice = slice(None)) 
         seed=0,
     )
     write_selection(path, columns, meta)
+    return rows
 
 
 @pytest.fixture(scope="module")
@@ -316,6 +318,95 @@ def test_export_of_turns(tmp_path):
     sharegpt = json.loads((tmp_path / "sharegpt.jsonl").read_text())
     assert [turn["value"] for turn in sharegpt["conversations"]] == ["1", "2", "3", "4"]
     assert sharegpt["system"] == "s"
+
+
+PAIR = ("q é", "a\n1")
+TURNS = [("user", "q1"), ("assistant", "a1"), ("user", "q2"), ("assistant", "a2")]
+OPENAI = [{"role": role, "content": content} for role, content in TURNS]
+SHAREGPT = [{"from": role, "value": content} for role, content in TURNS]
+TRANSCRIPT = "\n\nHuman: q1\n\nAssistant: a1\n\nHuman: q2\n\nAssistant: a2"
+SYSTEM = {"system": "Be brief."}
+SCHEMAS = {
+    "messages": [{"messages": OPENAI}, {"messages": OPENAI, **SYSTEM}],
+    "messages as JSON": [{"messages": json.dumps(OPENAI)}, {"messages": json.dumps(OPENAI[:2])}],
+    "conversations": [{"conversations": SHAREGPT}, {"conversations": SHAREGPT, **SYSTEM}],
+    "prompt, response": [dict(zip(("prompt", "response"), PAIR, strict=True)) | SYSTEM],
+    "prompt, completion": [{"prompt": OPENAI[:3], "completion": OPENAI[3:]}],
+    "prompt, chosen": [{"prompt": "q", "chosen": OPENAI, "rejected": OPENAI[:2]}],
+    "question, response": [{"system_prompt": s, "question": "q", "response": "a"} for s in "ab"],
+    "question, answer": [{"question": "q", "answer": "3 + 4 = 7\n#### 7"}],
+    "alpaca": [
+        {"instruction": "q", "input": text, "output": "a", "system": system, "history": history}
+        for text, system, history in (("", "", []), ("x\ny", "s", [["q1", "a1"]]), ("x", "t", []))
+    ],
+    "dolly": [{"instruction": "q", "context": "c", "response": "a", "category": "x"}],
+    "chosen": [{"chosen": TRANSCRIPT, "rejected": "r"}],
+    "text": [{"text": "A harbour at dusk."}, {"text": "Its lamps."}],
+    "keys of one's own": [{"ask": "q", "say": "a"}, {"ask": "r", "say": "b"}],
+}
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_every_export_reads_back_to_the_same_ids(tmp_path, schema):
+    records = SCHEMAS[schema]
+    dataset = tmp_path / "rows.jsonl"
+    dataset.write_text("".join(json.dumps(record) + "\n" for record in records))
+    keys = ":ask:say" if schema == "keys of one's own" else ""
+    ids = score_file(tmp_path / "a.parquet", f"{dataset}{keys}")["id"][:]
+    for kind in FORMATS:
+        suffix = "parquet" if kind == "parquet" else "jsonl"
+        out = tmp_path / f"{kind}.{suffix}"
+        export(tmp_path, out, "--format", kind, dataset=f"rows.jsonl{keys}", topp=1)
+        assert load_rows(f"{out}{keys if kind == 'jsonl' else ''}")["id"][:] == ids, kind
+
+
+def test_rows_with_thoughts_tools_and_weights_survive_an_export_or_are_refused(tmp_path):
+    call = {"type": "function", "function": {"name": "tides", "arguments": {"port": "Brest"}}}
+    tools = [{"type": "function", "function": {"name": "tides", "parameters": {}}}]
+    ask = {"role": "user", "content": "q"}
+    records = [
+        {"messages": [ask, {"role": "assistant", "content": "a", "reasoning_content": "thought"}]},
+        {"messages": [ask, {"role": "assistant", "content": "", "tool_calls": [call]}]},
+        {"messages": [ask, {"role": "assistant", "content": "a"}], "tools": tools},
+        {"messages": [*OPENAI[:1], {**OPENAI[1], "weight": 0}, *OPENAI[2:]]},
+        {"messages": OPENAI[:2]},
+    ]
+    dataset = tmp_path / "rows.jsonl"
+    dataset.write_text("".join(json.dumps(record) + "\n" for record in records))
+    ids = score_file(tmp_path / "a.parquet", str(dataset))["id"][:]
+    assert len(set(ids)) == 5
+    for kind in ("jsonl", "messages", "weights", "parquet"):
+        out = tmp_path / f"{kind}.{'parquet' if kind == 'parquet' else 'jsonl'}"
+        export(tmp_path, out, "--format", kind, dataset="rows.jsonl", topp=1)
+        assert load_rows(str(out))["id"][:] == ids, kind
+    flags = ("--dataset", dataset, "--topp", 1, "--out", tmp_path / "x.jsonl")
+    for kind in ("alpaca", "sharegpt"):
+        told = refused("export", tmp_path / "a.parquet", *flags, "--format", kind)
+        assert "row 0: holds reasoning_content; use --format messages" in told
+    assert not (tmp_path / "x.jsonl").exists()
+
+
+def test_an_export_of_several_schemas_reads_back(tmp_path):
+    (tmp_path / "all").mkdir()
+    for i, schema in enumerate(("prompt, response", "alpaca", "messages", "dolly")):
+        lines = "".join(json.dumps(record) + "\n" for record in SCHEMAS[schema])
+        (tmp_path / "all" / f"{i}.jsonl").write_text(lines)
+    names = ",".join(f"{tmp_path}/all/{i}.jsonl" for i in range(4))
+    ids = load_rows(names)["id"][:]
+    assert score_file(tmp_path / "a.parquet", f"{tmp_path}/all")["id"][:] == ids
+    for dataset in (f"{tmp_path}/all", names, f"{tmp_path}/all/*.jsonl"):
+        flags = ("--dataset", dataset, "--topp", 1, "--out", tmp_path / "kept.jsonl")
+        seal("export", tmp_path / "a.parquet", *flags)
+        assert load_rows(str(tmp_path / "kept.jsonl"))["id"][:] == ids
+
+
+def test_rows_that_cannot_be_read_do_not_stop_an_export(home, tmp_path):
+    lines = odd_lines()
+    bad = b'{"prompt": "q", "response": 5}\n'
+    (tmp_path / "rows.jsonl").write_bytes(b"".join([*lines[:7], bad, *lines[7:]]))
+    flags = ("--dataset", tmp_path / "rows.jsonl", "--topp", 1, "--out", tmp_path / "kept.jsonl")
+    seal("export", home / "a.parquet", *flags)
+    assert (tmp_path / "kept.jsonl").read_bytes() == b"".join(lines)
 
 
 def test_export_says_what_it_could_not_match(home, tmp_path):

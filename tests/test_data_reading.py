@@ -56,9 +56,10 @@ def write(path: Path, rows: list[dict]) -> Path:
     elif suffix == "jsonl":
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         plain.write_text("".join(lines), encoding="utf-8")
-    elif suffix == "csv":
+    elif suffix in ("csv", "tsv"):
         with open(plain, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
+            cut = "\t" if suffix == "tsv" else ","
+            writer = csv.DictWriter(file, list(rows[0]), delimiter=cut)
             writer.writeheader()
             writer.writerows(rows)
     else:
@@ -73,7 +74,7 @@ def pairs_of(rows) -> list[tuple[str, str]]:
     return [tuple(message["content"] for message in messages) for messages in rows["messages"]]
 
 
-SUFFIXES = [s + gz for s in (".json", ".jsonl", ".csv", ".parquet") for gz in ("", ".gz")]
+SUFFIXES = [s + gz for s in (".json", ".jsonl", ".csv", ".tsv", ".parquet") for gz in ("", ".gz")]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -120,6 +121,66 @@ def test_subset_of_a_folder_is_a_folder_in_it(tmp_path):
     (tmp_path / "harmless").mkdir()
     write(tmp_path / "harmless" / "a.jsonl", records())
     assert pairs_of(load_rows(f"{tmp_path}@harmless")) == PAIRS
+
+
+def test_csv_of_a_spreadsheet(tmp_path):
+    text = '\ufeffinstruction;input;output\r\n"Say ""yes""; now";;"yes, sir"\r\nb;c\td;e\r\n'
+    (tmp_path / "semicolons.csv").write_bytes(text.encode())
+    (tmp_path / "tabs.csv").write_bytes(text.replace("\t", ".").replace(";", "\t").encode())
+    rows = load_rows(str(tmp_path / "semicolons.csv"))
+    assert pairs_of(rows) == [('Say "yes"; now', "yes, sir"), ("b\nc\td", "e")]
+    assert pairs_of(load_rows(str(tmp_path / "tabs.csv")))[0] == ('Say "yes"\t now', "yes, sir")
+
+
+def test_patterns(tmp_path, monkeypatch):
+    for i, name in enumerate(("b.jsonl", "a.jsonl", "c.csv", "test.jsonl")):
+        write(tmp_path / name, records(PAIRS[i : i + 1]))
+    rows = load_rows(f"{tmp_path}/?.jsonl")
+    assert pairs_of(rows) == [PAIRS[1], PAIRS[0]] and set(rows["origin"]) == {f"{tmp_path}/?.jsonl"}
+    assert len(load_rows(f"{tmp_path}/*")) == 4
+    (tmp_path / "odd[1].jsonl").write_bytes((tmp_path / "a.jsonl").read_bytes())
+    assert pairs_of(load_rows(f"{tmp_path}/odd[1].jsonl")) == [PAIRS[1]]
+    with pytest.raises(InputError, match=r"no file matches .*\*\.parquet") as error:
+        load_rows(f"{tmp_path}/*.parquet")
+    assert_one_line(error)
+
+
+def test_columns_are_named_for_each_dataset(tmp_path):
+    a = write(tmp_path / "a.jsonl", [{"ask": "p", "say": "r", "prompt": "x", "response": "y"}])
+    b = write(tmp_path / "b:c.jsonl", records([("q", "s")]))
+    c = write(tmp_path / "c.jsonl", [{"talk": conversation("t", "u")}])
+    assert pairs_of(load_rows(f"{a}:ask:say,{b},{c}:talk")) == [("p", "r"), ("q", "s"), ("t", "u")]
+    keys = {"input_key": "ask,prompt", "output_key": "say,response"}
+    assert pairs_of(load_rows(f"{a},{b}", **keys)) == [("p", "r"), ("q", "s")]
+    assert pairs_of(load_rows(f"{a}:prompt:response,{a}", input_key="ask", output_key="say")) == [
+        ("x", "y"),
+        ("p", "r"),
+    ]
+    with pytest.raises(InputError, match="no column 'nothing'"):
+        load_rows(f"{a}:nothing:say")
+    with pytest.raises(InputError, match=r"2 columns .* for 3 datasets"):
+        load_rows(f"{a},{b},{c}", **keys)
+
+
+def test_a_folder_of_several_schemas(tmp_path):
+    write(tmp_path / "a.jsonl", records(PAIRS[:2]))
+    alpaca = [{"instruction": p, "input": "", "output": r} for p, r in PAIRS[2:4]]
+    write(tmp_path / "b.csv", alpaca)
+    dolly = [
+        {"instruction": p, "context": "", "response": r, "category": "x"} for p, r in PAIRS[4:]
+    ]
+    write(tmp_path / "c.jsonl", dolly)
+    assert pairs_of(load_rows(str(tmp_path))) == PAIRS
+    write(tmp_path / "d.jsonl", [{"score": 1}])
+    rows = load_rows(str(tmp_path))
+    assert len(rows) == len(PAIRS) + 1 and rows[-1]["skip"] == "nothing in a known column"
+
+
+def test_columns_that_nothing_reads_are_listed(tmp_path, caplog):
+    caplog.set_level("INFO")
+    turns = [{**message, "mood": "good"} for message in conversation("p", "r")]
+    load_rows(str(write(tmp_path / "a.jsonl", [{"messages": turns, "source": "x", "n": 1}])))
+    assert caplog.messages[-1].endswith("a.jsonl: not read: source, n, messages[].mood")
 
 
 def test_saved_to_disk(tmp_path):
@@ -191,8 +252,9 @@ def test_concatenation_blending_and_max_samples(tmp_path):
     assert list(mixed["row"]) == list(range(len(mixed)))
 
     first = load_rows(f"{a},{b}", probs="0.5,0.5", seed=1, max_samples=20)
-    assert first["id"][:] == mixed["id"][:20]
-    assert load_rows(f"{a},{b}", max_samples=60)["id"][:] == both["id"][:60]
+    assert 20 < len(first) < 60 and first["id"][:] == mixed["id"][: len(first)]
+    of_each = load_rows(f"{a},{b}", max_samples=60)  # 60 rows of each dataset
+    assert of_each["id"][:] == both["id"][:110]
 
 
 def test_occurrences_number_copies_in_row_order(tmp_path):

@@ -7,7 +7,7 @@ import datasets
 import pytest
 
 from seal.datasets import load_rows, row_id
-from seal.datasets.prompts import SCHEMAS, find_schema
+from seal.datasets.prompts import SCHEMAS, find_schemas
 from seal.errors import InputError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -67,6 +67,17 @@ SAME = {
     "trl prompt/completion": ({"prompt": openai(TWO[:3]), "completion": openai(TWO[3:])}, TWO),
     "trl chosen alone": ({"chosen": openai(TWO), "rejected": openai(TWO)}, TWO),
     "prompt repeated in chosen": ({"prompt": "q", "chosen": openai(ONE)}, ONE),
+    "question/answer": ({"question": "q", "answer": "a"}, ONE),
+    "system column": ({"prompt": "q", "response": "a", "system": "s"}, SYSTEM),
+    "system beside messages": ({"messages": openai(ONE), "system": "s"}, SYSTEM),
+    "system twice": ({"conversations": sharegpt(SYSTEM), "system": "s"}, SYSTEM),
+    "alpaca, system": ({"instruction": "q", "output": "a", "system": "s"}, SYSTEM),
+    "messages as JSON": ({"messages": json.dumps(openai(TWO))}, TWO),
+    "content parts": (
+        {"messages": [{"role": U, "content": [{"type": "text", "text": "q"}]}, *openai(ONE[1:])]},
+        ONE,
+    ),
+    "plain text": ({"text": "t"}, (("text", "t"),)),
     "messages then text": ({"prompt": openai(TWO[:3]), "response": "a2"}, TWO),
 }
 
@@ -110,8 +121,16 @@ BAD = {
     "number": ({"prompt": "q", "response": 5}, "column 'response' holds a int, expected text"),
     "flag": ({"instruction": True, "output": "a"}, "column 'instruction' holds a bool"),
     "object": ({"prompt": {"text": "q"}, "response": "a"}, "column 'prompt' holds a dict"),
-    "parts": ({"messages": [{"role": U, "content": [{"text": "q"}]}]}, "'messages' holds a list"),
-    "role": ({"messages": [{"role": "tool", "content": "q"}]}, "has role 'tool'; known are"),
+    "role": (
+        {"messages": [{"role": "narrator", "content": "q"}]},
+        "has role 'narrator'; known are",
+    ),
+    "no calls": (
+        {"messages": [{"role": A, "content": "", "tool_calls": "weather"}]},
+        "'tool_calls' holds no list of calls",
+    ),
+    "no tools": ({"messages": openai(ONE), "tools": 3}, "'tools' holds no list of tools"),
+    "no JSON": ({"messages": "[{]"}, "starts like a list but is not JSON"),
     "no role": ({"messages": [{"content": "q"}]}, "a message without a role"),
     "no messages": ({"conversations": 3}, "'conversations' holds a int, expected messages"),
     "history": ({"instruction": "q", "output": "a", "history": ["q"]}, "no list of .* pairs"),
@@ -127,15 +146,21 @@ def test_bad_record_names_its_row(tmp_path, name):
     assert "\n" not in str(error.value)
 
 
-def test_bad_record_among_good_ones(tmp_path):
+def test_bad_records_among_good_ones_are_left_out_and_many_are_an_error(tmp_path, caplog):
     good = [{"prompt": "q", "response": str(i)} for i in range(2_500)]
-    with pytest.raises(InputError, match=r"row 2400 \(from 0\): column 'response' holds a int"):
-        load(tmp_path, *good[:2_400], {"prompt": "q", "response": 1}, *good)
+    bad = {"prompt": "q", "response": 1}
+    rows = load(tmp_path, *good[:2_400], bad, *good)
+    assert len(rows) == 4_901 and rows[2_400]["messages"] == [] != rows[2_399]["messages"]
+    where = "row 2400 (from 0): column 'response' holds a int, expected text; 1 of 4901 rows are"
+    assert [where in message for message in caplog.messages] == [True]
+    assert load(tmp_path, *good[:19], bad)["id"][19] == row_id([])
+    with pytest.raises(InputError, match=r"row 18 .* 2 of 20 rows .* more than 5%"):
+        load(tmp_path, *good[:18], bad, bad)
 
 
 def test_unknown_columns_are_listed_with_the_known_schemas():
-    with pytest.raises(InputError, match="columns text, label fit no known schema") as error:
-        find_schema(["text", "label"])
+    with pytest.raises(InputError, match="columns comment, label fit no known schema") as error:
+        find_schemas(["comment", "label"])
     for schema in SCHEMAS:
         assert " + ".join(schema.columns) in str(error.value)
 

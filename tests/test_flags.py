@@ -196,6 +196,13 @@ def test_a_config_is_read_like_its_flags(tmp_path):
     assert found == expected
 
 
+def test_a_list_of_datasets_is_joined_by_commas(tmp_path):
+    text = "dataset: [a.jsonl:ask:say, b.csv]\ndataset_probs: [0.5, 0.5]\ninput_key: [x, y]\n"
+    found = configured(tmp_path, "pretrain: M\n" + text)
+    assert (found.dataset, found.dataset_probs) == ("a.jsonl:ask:say,b.csv", "0.5,0.5")
+    assert found.input_key == "x,y"
+
+
 def test_flags_override_the_config(tmp_path):
     words = ["--max_len", "64", "--target_modules", "k_proj", "--flash_attn", "--dataset=T"]
     found = configured(tmp_path, CONFIG, *words)

@@ -108,12 +108,17 @@ def data_flags(parser: Parser) -> None:
     """Datasets, their columns and how rows become text."""
     group = parser.add_argument_group("data")
     add = group.add_argument
-    add("--dataset", required=True, help="files, directories or hub names, comma-separated")
+    add(
+        "--dataset",
+        required=True,
+        help="files, patterns, directories or hub names, comma-separated; name:prompt:response "
+        "names the columns of one",
+    )
     add("--dataset_probs", default="1.0", help="sampling share of each dataset (default 1.0)")
     add("--max_samples", type=int, help="rows to read of each dataset (default all)")
     add("--max_len", type=int, default=512, help="tokens a row (default 512)")
-    add("--input_key", help="column of the prompt, for a schema of your own")
-    add("--output_key", help="column of the response")
+    add("--input_key", help="column of the prompt, or comma-separated, one a dataset")
+    add("--output_key", help="column of the response, likewise")
     add(
         "--input_template",
         default="Human: {}\nAssistant: ",
@@ -160,6 +165,7 @@ def selector_flags(parser: Parser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("selector")
     add = group.add_argument
     add("--new_dataset", required=True, help="the rows to select among (--dataset is the safe set)")
+    add("--new_dataset_probs", default="1.0", help="as --dataset_probs (default 1.0)")
     add("--selector_name", default="sft_selection_logits", help="file name of the selector")
     add("--selector_save_dir", default="./ckpt", help="directory of the selector (default ./ckpt)")
     add("--canary_dataset", help="rows known to be bad, scored along, never trained on in stage 2")
@@ -410,7 +416,7 @@ def read_rows(args: argparse.Namespace, strategy, tokenizer, names: str, probs: 
 def read_rows_to_score(args: argparse.Namespace, strategy, tokenizer):
     """The safe rows, the user's, and the canaries or None, tokenised; their counts are printed."""
     safe = read_rows(args, strategy, tokenizer, args.dataset, args.dataset_probs)
-    user = read_rows(args, strategy, tokenizer, args.new_dataset)
+    user = read_rows(args, strategy, tokenizer, args.new_dataset, args.new_dataset_probs)
     strategy.print(f"safe rows: {safe}\nuser rows: {user}")
     canaries = None
     if args.canary_dataset:

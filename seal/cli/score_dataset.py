@@ -74,15 +74,15 @@ def score(args) -> Path:
 def texts(args, n_user: int, pool) -> tuple[list[str], list[str]]:
     """The texts of the rows to score, canaries last, and of all safe rows."""
 
-    def read(names, rows=None):
-        messages = load_rows(names, **flags.source_flags(args))["messages"]
+    def read(names, probs="1.0", rows=None):
+        messages = load_rows(names, probs=probs, **flags.source_flags(args))["messages"]
         chosen = range(len(messages)) if rows is None else rows
         return [" ".join(turn["content"] for turn in messages[int(at)]) for at in chosen]
 
-    scored = read(args.new_dataset, pool.row_numbers[:n_user])
+    scored = read(args.new_dataset, args.new_dataset_probs, pool.row_numbers[:n_user])
     if len(pool) > n_user:
-        scored += read(args.canary_dataset, pool.row_numbers[n_user:])
-    return scored, read(args.dataset)
+        scored += read(args.canary_dataset, rows=pool.row_numbers[n_user:])
+    return scored, read(args.dataset, args.dataset_probs)
 
 
 def describe(args, user) -> dict:

@@ -4,8 +4,6 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from seal.selection.calibration import CONFIDENCE, MAX_CANARY_KEPT
-
 if TYPE_CHECKING:
     import datasets
 
@@ -26,32 +24,20 @@ def add_dataset_flags(parser: argparse.ArgumentParser, required: bool) -> None:
     parser.add_argument("--output_key", help="column of the response, when it is not recognised")
 
 
-def add_topp_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds `--topp` and what `--topp auto` goes by, spelt as in fine-tuning."""
-    parser.add_argument(
-        "--topp",
-        required=True,
-        help="share of the scored rows kept, in (0, 1], or auto: what the canaries justify",
-    )
-    for name, value, meaning in (
-        ("max_canary_kept", MAX_CANARY_KEPT, "limit of --topp auto"),
-        ("confidence", CONFIDENCE, "of --topp auto's bound"),
-    ):
-        parser.add_argument(f"--{name}", type=float, default=value, help=f"{meaning} ({value})")
-
-
 def read_rows(args: argparse.Namespace) -> "datasets.Dataset":
-    """The rows that the flags of `add_dataset_flags` name, with ids and occurrences."""
+    """The rows that the flags of `add_dataset_flags` name and that can be read, with their ids."""
     from seal.datasets import load_rows
+    from seal.datasets.prompts import readable
 
     hide_bars()
-    return load_rows(
+    rows = load_rows(
         args.dataset,
         probs=args.dataset_probs,
         seed=args.seed,
         input_key=args.input_key,
         output_key=args.output_key,
     )
+    return readable(rows)
 
 
 def hide_bars() -> None:

@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from seal.command.dataset import add_dataset_flags, add_topp_flags, read_rows
+from seal.command.dataset import add_dataset_flags, read_rows
 from seal.command.sources import source_lines
+from seal.datasets.prompts import whole
 from seal.errors import InputError
 from seal.files import atomic_path
 from seal.selection.artefact import UNSCORED, Selection, select_rows
-from seal.selection.calibration import share_kept
 from seal.selection.keys import row_keys
 from seal.selection.load import load_selection
 
@@ -50,7 +50,7 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser("export", help="write the kept rows for any trainer")
     parser.add_argument("file", help="the selector (.parquet)")
     add_dataset_flags(parser, required=True)
-    add_topp_flags(parser)
+    parser.add_argument("--topp", type=float, required=True, help="share of scored rows to keep")
     parser.add_argument("--format", choices=FORMATS, default="jsonl", help="default: jsonl")
     parser.add_argument("--out", required=True, help="the file to write")
     parser.add_argument(
@@ -61,11 +61,10 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> tuple[dict, str]:
     selection, rows, out = load_selection(args.file), read_rows(args), Path(args.out)
-    topp = share_kept(selection, args.topp, args.max_canary_kept, args.confidence)
-    selected = select_rows(*row_keys(rows), selection, topp, args.unscored)
+    selected = select_rows(*row_keys(rows), selection, args.topp, args.unscored)
     tables = _kept_tables(rows, selected.indices, selection)
     if args.format == "parquet":
-        _write_parquet(out, tables)
+        _write_parquet(out, map(_with_all_keys, tables))
     elif args.format == "jsonl":
         _write_lines(out, source_lines(rows, selected.indices))
     else:
@@ -73,14 +72,14 @@ def run(args: argparse.Namespace) -> tuple[dict, str]:
     result = {
         "out": args.out,
         "format": args.format,
-        "topp": topp,
+        "topp": args.topp,
         "kept": len(selected.indices),
         "rows": len(rows),
         "scored": selected.scored,
         "unscored": selected.unscored,
         "missing": selected.missing,
     }
-    text = f"kept {result['kept']} of {len(rows)} rows at topp {topp:g}: {args.out}"
+    text = f"kept {result['kept']} of {len(rows)} rows at topp {args.topp:g}: {args.out}"
     if selected.unscored:
         text += f"\n{selected.unscored} rows have no score: {args.unscored}"
     if selected.missing:
@@ -91,23 +90,28 @@ def run(args: argparse.Namespace) -> tuple[dict, str]:
     return result, text
 
 
-def to_messages(messages: list[dict], weight: float) -> dict:
-    """OpenAI messages, as TRL and others read them."""
-    return {"messages": messages}
+def to_messages(messages: list[dict], tools: list[dict] | None, weight: float) -> dict:
+    """OpenAI messages, as TRL and others read them; `text` for plain text."""
+    if messages[0]["role"] == "text":
+        return {"text": messages[0]["content"]}
+    return {"messages": messages} | ({"tools": tools} if tools else {})
 
 
-def to_weights(messages: list[dict], weight: float) -> dict:
+def to_weights(messages: list[dict], tools: list[dict] | None, weight: float) -> dict:
     """Messages with the row's weight: a column, and ms-swift's `loss_scale` on each answer."""
+    scale = weight or 1e-9  # 0 would say that a turn is not learned
     scaled = [
-        {**message, "loss_scale": weight} if message["role"] == "assistant" else message
-        for message in messages
+        {**m, "loss_scale": m.get("weight", scale)} if m["role"] == "assistant" else m
+        for m in messages
     ]
-    return {"messages": scaled, "weight": weight}
+    return to_messages(scaled, tools, weight) | {"weight": weight}
 
 
-def to_alpaca(messages: list[dict], weight: float) -> dict:
+def to_alpaca(messages: list[dict], tools: list[dict] | None, weight: float) -> dict:
     """Alpaca record of the last turn; earlier turns become `history`."""
-    system, turns = _turns(messages)
+    if messages[0]["role"] == "text":
+        return to_messages(messages, tools, weight)
+    system, turns = _turns(messages, tools)
     return {
         "instruction": turns[-2],
         "input": "",
@@ -117,9 +121,11 @@ def to_alpaca(messages: list[dict], weight: float) -> dict:
     }
 
 
-def to_sharegpt(messages: list[dict], weight: float) -> dict:
+def to_sharegpt(messages: list[dict], tools: list[dict] | None, weight: float) -> dict:
     """ShareGPT record."""
-    system, turns = _turns(messages)
+    if messages[0]["role"] == "text":
+        return to_messages(messages, tools, weight)
+    system, turns = _turns(messages, tools)
     speakers = ("human", "gpt") * (len(turns) // 2)
     pairs = zip(speakers, turns, strict=True)
     return {"conversations": [{"from": s, "value": v} for s, v in pairs], "system": system}
@@ -133,13 +139,16 @@ _CONVERTERS = {
 }
 
 
-def _turns(messages: list[dict]) -> tuple[str, list[str]]:
+def _turns(messages: list[dict], tools: list[dict] | None) -> tuple[str, list[str]]:
     """(system prompt or "", contents of the turns user, assistant, user, ...)."""
-    has_system = messages[0]["role"] == "system"
+    has_system = messages[0]["role"] == "system" and messages[0]["content"] != ""
     turns = messages[has_system:]
     roles = [message["role"] for message in turns]
+    beside = sorted({key for m in messages for key in m} - {"role", "content"})
     if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
         raise InputError(f"roles {roles}, needs user and assistant in turn; use --format messages")
+    if beside or tools:
+        raise InputError(f"holds {', '.join(beside or ['tools'])}; use --format messages")
     system = messages[0]["content"] if has_system else ""
     return system, [message["content"] for message in turns]
 
@@ -163,15 +172,13 @@ def _kept_tables(
         yield table.append_column("score", score).append_column("weight", pa.array(weight))
 
 
-def _records(
-    tables: Iterable[pa.Table], convert: Callable[[list[dict], float], dict]
-) -> Iterator[bytes]:
+def _records(tables: Iterable[pa.Table], convert: Callable) -> Iterator[bytes]:
     encode = json.JSONEncoder(ensure_ascii=False).encode
     for table in tables:
-        columns = (table[name].to_pylist() for name in ("messages", "row", "weight"))
-        for messages, row, weight in zip(*columns, strict=True):
+        columns = (table[name].to_pylist() for name in ("row", "weight"))
+        for turns, row, weight in zip(_conversations(table), *columns, strict=True):
             try:
-                record = convert(messages, float(f"{weight:.7g}"))
+                record = convert(*turns, float(f"{weight:.7g}"))
             except InputError as error:
                 raise InputError(f"row {row}: {error}") from error
             yield encode(record).encode() + b"\n"
@@ -180,6 +187,24 @@ def _records(
 def _write_lines(out: Path, lines: Iterable[bytes]) -> None:
     with atomic_path(out) as tmp, open(tmp, "wb") as file:
         file.writelines(lines)
+
+
+def _conversations(table: pa.Table) -> Iterator[tuple[list[dict], list[dict] | None]]:
+    """Messages with all their keys, and tools."""
+    extra = table["extra"] if "extra" in table.column_names else pa.nulls(len(table))
+    return map(whole, table["messages"].to_pylist(), extra.to_pylist())
+
+
+def _with_all_keys(table: pa.Table) -> pa.Table:
+    """`messages` and `tools` as JSON where some message has more than role and content."""
+    if "extra" not in table.column_names:
+        return table
+    pairs = list(_conversations(table))
+    texts = ([json.dumps(m) for m, _ in pairs], [json.dumps(t) if t else None for _, t in pairs])
+    table = table.drop(["messages", "extra"])
+    for name, column in zip(("messages", "tools"), texts, strict=True):
+        table = table.append_column(name, pa.array(column, pa.string()))
+    return table
 
 
 def _write_parquet(out: Path, tables: Iterator[pa.Table]) -> None:

@@ -1,5 +1,6 @@
 """Names to rows: local files, folders and hub datasets, blended into one dataset."""
 
+import glob
 import logging
 import re
 from pathlib import Path
@@ -43,38 +44,58 @@ def load_rows(
     """Reads datasets and blends them into one, a conversation a row.
 
     Args:
-        names: Comma-separated files (.json .jsonl .csv .parquet, also .gz), folders of them,
-            folders of `datasets.save_to_disk`, hub names; `name@subset` picks a configuration or
-            a folder inside.
+        names: Comma-separated files (.json .jsonl .csv .tsv .parquet, also .gz), patterns such as
+            data/*.jsonl, folders, folders of `datasets.save_to_disk`, hub names; `name@subset`
+            picks a configuration or a folder inside. `name:column` and `name:prompt:response`
+            name the columns of this one dataset, as input_key and output_key do.
         probs: Comma-separated. All 1.0 (or a single one): every row, in the order of `names`.
             Otherwise one probability a dataset: each next row is drawn from a dataset by its
             probability, and the blend ends where the first dataset is used up, as in OpenRLHF.
         seed: Of that draw.
-        max_samples: Keep the first so many rows.
+        max_samples: Keep the first so many rows of each dataset.
         split: Which split to read where there are several; a single file has only itself.
-        input_key: The prompt's column, or without `output_key` the column of conversations.
-        output_key: The response's column.
+        input_key: The prompt's column, or without `output_key` the column of conversations;
+            comma-separated for one a dataset.
+        output_key: The response's column, in the same way.
 
     Returns:
         `messages` (list of {"role", "content"}), `id` (32 hex digits), `occurrence` (int32, which
         copy of that id), `row` (int64, position here), `origin` (name as typed), `origin_row`
-        (int64, position there). No other column of the source is carried.
+        (int64, position there). Where a row needs them also `extra` (see `prompts.whole`) and
+        `skip` (why it cannot be read). No other column of the source is carried.
 
     Raises:
-        InputError: A dataset is missing, unreadable, empty or of unknown schema.
+        InputError: A dataset is missing, unreadable, empty or of unknown schema, or too many of
+            its rows cannot be read.
     """
-    origins = [name.strip() for name in names.split(",") if name.strip()]
+    named = [_columns_of(name.strip()) for name in names.split(",") if name.strip()]
+    origins = [origin for origin, *_ in named]
     weights = _probabilities(probs, origins)
+    keys = list(zip(*(_one_each(key, len(named)) for key in (input_key, output_key)), strict=True))
     if max_samples is not None and max_samples < 1:
         raise InputError(f"max_samples must be at least 1, got {max_samples}")
     parts = []
-    for origin in origins:
+    for (origin, *own), shared in zip(named, keys, strict=True):
         raw = read_raw(origin, split, trust_remote_code)
         raw = raw.select(range(min(len(raw), max_samples or len(raw))))
-        parts.append(to_messages(raw, origin, input_key=input_key, output_key=output_key))
-    rows = _blend(parts, weights, seed)
-    rows = rows.select(range(min(len(rows), max_samples or len(rows))))
-    return number_rows(rows)
+        columns = own if own[0] else shared
+        parts.append(to_messages(raw, origin, *columns))
+    return number_rows(_blend(parts, weights, seed))
+
+
+def _columns_of(name: str) -> tuple[str, str | None, str | None]:
+    """`name:prompt:response` as its three parts; None for a column that is not named."""
+    stem, *columns = name.split(":")
+    if not columns or len(columns) > 2 or not all(columns) or Path(name).expanduser().exists():
+        return name, None, None
+    return stem, columns[0], columns[1] if len(columns) > 1 else None
+
+
+def _one_each(key: str | None, count: int) -> list[str | None]:
+    keys = (key or "").split(",")
+    if len(keys) not in (1, count):
+        raise InputError(f"{len(keys)} columns ({key}) for {count} datasets")
+    return [name.strip() or None for name in keys] * (1 if len(keys) == count else count)
 
 
 def _probabilities(probs: str, origins: list[str]) -> list[float] | None:
@@ -118,6 +139,8 @@ def read_raw(name: str, split: str = "train", trust_remote_code: bool = False) -
     path = _local_path(name)
     if path is None:
         rows = _from_hub(name, split, trust_remote_code)
+    elif isinstance(path, list):
+        rows = read_files(path)
     elif path.is_file():
         rows = read_files([path])
     elif (path / "dataset_dict.json").exists() or (path / "state.json").exists():
@@ -129,12 +152,17 @@ def read_raw(name: str, split: str = "train", trust_remote_code: bool = False) -
     return rows
 
 
-def _local_path(name: str) -> Path | None:
-    """The file or folder that `name` means, or None where it can only be a hub name."""
+def _local_path(name: str) -> Path | list[Path] | None:
+    """The file, folder or files that `name` means, or None where it can only be a hub name."""
     stem, _, subset = name.partition("@")
     for candidate in (Path(name), Path(stem) / subset):
         if candidate.expanduser().exists():
             return candidate.expanduser()
+    if glob.has_magic(name):
+        paths = map(Path, sorted(glob.glob(str(Path(name).expanduser()), recursive=True)))
+        if files := [path for path in paths if path.is_file()]:
+            return files
+        raise InputError(f"no file matches {name}, looked for in {Path.cwd()}")
     if file_suffix(Path(name)) in SUFFIXES or name[0] in "./~" or stem.count("/") > 1:
         raise InputError(
             f"dataset {name} not found: looked for {Path(name).expanduser().absolute()}"

@@ -1,21 +1,30 @@
-"""Records to conversations: the one table of the schemas this package reads.
+"""Records to conversations: the one table of the schemas, and of the keys, this package reads.
 
-A conversation is a list of {"role": "system" | "user" | "assistant", "content": text}. Columns
-that no schema names (a provenance, a source, a category) are never read.
+A conversation is a list of messages, {"role": "system" | "user" | "assistant" | "tool", "content":
+text}, or a single text of role "text". A message may hold the keys of CARRIED as well, and a row
+`tools`. Columns that no schema names (a provenance, a source, a category) are never read.
 """
 
+import json
+import logging
 import re
 from collections.abc import Callable
 from typing import NamedTuple
 
 import datasets
+import numpy as np
 
 from seal.datasets.cache import cached_map, fingerprint
 from seal.datasets.identity import row_id
+from seal.datasets.skips import count_skips
 from seal.errors import InputError
 
-Messages = list[dict[str, str]]
+logger = logging.getLogger(__name__)
 
+Messages = list[dict]
+
+# `extra` is JSON of what does not fit `messages`: {"turns": [a message's keys], "tools": [...]}.
+# `skip` says why a row cannot be read. Both are there only where a row has them.
 FEATURES = datasets.Features(
     {
         "messages": datasets.List(
@@ -24,8 +33,11 @@ FEATURES = datasets.Features(
         "id": datasets.Value("string"),
         "origin": datasets.Value("string"),
         "origin_row": datasets.Value("int64"),
+        "extra": datasets.Value("string"),
+        "skip": datasets.Value("string"),
     }
 )
+OPTIONAL = ("extra", "skip")
 
 _ROLES = {
     "system": "system",
@@ -37,9 +49,25 @@ _ROLES = {
     "chatgpt": "assistant",
     "model": "assistant",
     "bot": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "ipython": "tool",
+    "text": "text",
 }
+# What a message may hold beside its text: a chat template renders it, or the row is skipped.
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+CARRIED = (*THOUGHTS, "tool_calls", "tool_call_id", "name")
+# 0 or false in one of these: the turn is not learned.
+_WEIGHTS = ("weight", "loss_mask", "loss_scale", "loss", "train")
+# Columns read beside those of any schema.
+_BESIDE = ("system", "system_prompt", "tools")
 _TRANSCRIPT = re.compile(r"\n\n(Human|Assistant):[ ]?")
-_VERSION = 1  # of what is written to the cache
+_VERSION = 2  # of what is written to the cache
+
+
+class NotText(Exception):
+    """A row holds no text, or a part that is none; the message says which."""
 
 
 class Schema(NamedTuple):
@@ -58,12 +86,24 @@ class Schema(NamedTuple):
 
 def _message(role: str, value: object, column: str) -> Messages:
     """One message; a missing text is an empty one, a number is refused rather than printed."""
+    if isinstance(value, list):
+        value = "\n".join(_part(part) for part in value)
     if value is not None and not isinstance(value, str):
         raise InputError(f"column {column!r} holds a {type(value).__name__}, expected text")
     return [{"role": role, "content": value or ""}]
 
 
-def _chat(turns: list, column: str) -> Messages:
+def _part(part: object) -> str:
+    """The text of a content part."""
+    if isinstance(part, dict) and isinstance(part.get("text"), str):
+        return part["text"]
+    if not isinstance(part, str):
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        raise NotText(f"content part of type {kind}")
+    return part
+
+
+def _chat(turns: list | None, column: str) -> Messages:
     """OpenAI (role, content) or ShareGPT (from, value) messages."""
     if turns is not None and not isinstance(turns, list):
         raise InputError(f"column {column!r} holds a {type(turns).__name__}, expected messages")
@@ -75,13 +115,56 @@ def _chat(turns: list, column: str) -> Messages:
         if not isinstance(role, str) or role not in _ROLES:
             raise InputError(f"column {column!r} has role {role!r}; known are {', '.join(_ROLES)}")
         content = turn.get("content") if turn.get("content") is not None else turn.get("value")
-        messages += _message(_ROLES[role], content, column)
+        (message,) = _message(_ROLES[role], content, column)
+        if len(turn) > 2:
+            message |= {key: _carried(key, turn[key]) for key in CARRIED if turn.get(key)}
+            silent = any(turn.get(key) in (0, False) for key in _WEIGHTS)
+            message |= {"weight": 0} if silent and message["role"] == "assistant" else {}
+        messages.append(message)
     return messages
 
 
-def _transcript(text: str | None, column: str) -> Messages:
+def _carried(key: str, value: object) -> object:
+    if key != "tool_calls":
+        return _message("", value, key)[0]["content"]
+    if not isinstance(value, list) or not all(isinstance(call, dict) for call in value):
+        raise InputError(f"{key!r} holds no list of calls")
+    return [_call(_without_nulls(call)) for call in value]
+
+
+def _call(call: dict) -> dict:
+    """A tool call as chat templates take it: its arguments an object, not the text of one."""
+    function = call.get("function", call)
+    arguments = function.get("arguments", {})
+    try:
+        parsed = json.loads(arguments) if isinstance(arguments, str) else arguments
+    except ValueError:
+        parsed = arguments
+    own = {"id": call["id"]} if "id" in call else {}
+    return own | {
+        "type": "function",
+        "function": {"name": function.get("name", ""), "arguments": parsed},
+    }
+
+
+def _without_nulls(value: object) -> object:
+    """Without the keys that a Parquet file fills in where another row has them."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def _parsed(text: str, column: str) -> list:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"column {column!r} starts like a list but is not JSON") from error
+    return value if isinstance(value, list) else [value]
+
+
+def _transcript(text: str, column: str) -> Messages:
     """The text of hh-rlhf: "\\n\\nHuman: ...\\n\\nAssistant: ..."."""
-    before, *parts = _TRANSCRIPT.split(text or "")
+    before, *parts = _TRANSCRIPT.split(text)
     if before or (text and not parts):
         raise InputError(f"column {column!r} is no transcript: it starts with {before[:20]!r}")
     roles = [_ROLES[name.lower()] for name in parts[0::2]]
@@ -95,9 +178,13 @@ def _turns(role: str, value: object, column: str) -> Messages:
 
 
 def _messages(record: dict, column: str) -> Messages:
-    """A whole conversation in one column: messages, or a transcript."""
+    """A whole conversation in one column: messages, their JSON, or a transcript."""
     value = record[column]
-    return _transcript(value, column) if isinstance(value, str) else _chat(value, column)
+    if not isinstance(value, str):
+        return _chat(value, column)
+    if value.lstrip().startswith("["):
+        return _chat(_parsed(value, column), column)
+    return _transcript(value, column)
 
 
 def _pair(record: dict, prompt: str, reply: str) -> Messages:
@@ -105,12 +192,6 @@ def _pair(record: dict, prompt: str, reply: str) -> Messages:
     before = _turns("user", record[prompt], prompt)
     after = _turns("assistant", record[reply], reply)
     return after if after and after[0]["role"] != "assistant" else before + after
-
-
-def _question(record: dict, question: str, response: str) -> Messages:
-    """OpenOrca: a system prompt, where there is one, before the pair."""
-    system = _message("system", record.get("system_prompt"), "system_prompt")
-    return [m for m in system if m["content"]] + _pair(record, question, response)
 
 
 def _instruction(record: dict, instruction: str, output: str) -> Messages:
@@ -129,24 +210,31 @@ def _instruction(record: dict, instruction: str, output: str) -> Messages:
     return messages + _message("assistant", record[output], output)
 
 
-# The first schema whose columns are all there is used.
+def _plain(record: dict, column: str) -> Messages:
+    """Text without turns, for `pretrain_mode`."""
+    return _message("text", record[column], column)
+
+
+# The first schema whose columns a row fills reads it.
 SCHEMAS = (
     Schema(("messages",), (), _messages),
     Schema(("conversations",), (), _messages),
     Schema(("prompt", "response"), (), _pair),
     Schema(("prompt", "completion"), (), _pair),
     Schema(("prompt", "chosen"), (), _pair),
-    Schema(("question", "response"), ("system_prompt",), _question),
+    Schema(("question", "response"), (), _pair),
+    Schema(("question", "answer"), (), _pair),
     Schema(("instruction", "output"), ("input", "history"), _instruction),
     Schema(("instruction", "response"), ("context",), _instruction),
     Schema(("chosen",), (), _messages),
+    Schema(("text",), (), _plain),
 )
 
 
-def find_schema(
+def find_schemas(
     columns: list[str], *, input_key: str | None = None, output_key: str | None = None
-) -> Schema:
-    """The schema of a dataset with `columns`.
+) -> list[Schema]:
+    """The schemas that rows with some of `columns` can be of; the first that a row fills reads it.
 
     `input_key` with `output_key` names the columns of a pair; alone it names a column that holds
     whole conversations.
@@ -161,51 +249,138 @@ def find_schema(
         if key not in columns:
             raise InputError(f"no column {key!r}; the columns are {', '.join(columns)}")
     if keys:
-        return Schema(keys, (), _pair if output_key else _messages)
-    for schema in SCHEMAS:
-        if set(schema.columns) <= set(columns):
-            return schema
-    known = "; ".join(" + ".join(schema.columns) for schema in SCHEMAS)
-    raise InputError(
-        f"columns {', '.join(columns)} fit no known schema ({known}); "
-        "name them with input_key and output_key"
-    )
+        return [Schema(keys, (), _pair if output_key else _messages)]
+    fitting = [schema for schema in SCHEMAS if set(schema.columns) <= set(columns)]
+    if not fitting:
+        known = "; ".join(" + ".join(schema.columns) for schema in SCHEMAS)
+        raise InputError(
+            f"columns {', '.join(columns)} fit no known schema ({known}); "
+            "name them with input_key and output_key"
+        )
+    return fitting
 
 
 def to_messages(
-    raw: datasets.Dataset, origin: str, *, input_key: str | None, output_key: str | None
+    raw: datasets.Dataset, origin: str, input_key: str | None, output_key: str | None
 ) -> datasets.Dataset:
-    """Rows of `raw` as `messages`, `id`, `origin`, `origin_row`; the work is cached."""
+    """Rows of `raw` as the columns of FEATURES, those of OPTIONAL where needed; cached.
+
+    Raises:
+        InputError: No schema fits, or too many rows cannot be read.
+    """
     try:
-        schema = find_schema(raw.column_names, input_key=input_key, output_key=output_key)
+        schemas = find_schemas(raw.column_names, input_key=input_key, output_key=output_key)
     except InputError as error:
         raise InputError(f"dataset {origin}: {error}") from None
-    read = [name for name in schema.columns + schema.optional if name in raw.column_names]
-    name = fingerprint("messages", _VERSION, raw._fingerprint, origin, input_key, output_key)
-    return cached_map(
+    whole_one = [all(raw.data[name].null_count == 0 for name in s.columns) for s in schemas]
+    schemas = schemas[: whole_one.index(True) + 1] if True in whole_one else schemas
+    wanted = {name for schema in schemas for name in schema.columns + schema.optional}
+    read = [name for name in raw.column_names if name in wanted or name in _BESIDE]
+    unread = _unread(raw, read)
+    if unread:
+        logger.info("%s: not read: %s", origin, ", ".join(unread))
+    rows = cached_map(
         raw.select_columns(read),
         _convert,
-        fn_kwargs={"schema": schema, "origin": origin},
-        new_fingerprint=name,
+        fn_kwargs={"schemas": schemas, "origin": origin},
+        new_fingerprint=fingerprint(
+            "messages", _VERSION, raw._fingerprint, origin, input_key, output_key
+        ),
         features=FEATURES,
         num_proc=None,
         desc=f"Reading {origin}",
     )
+    count_skips(rows.data["skip"], ("unreadable",), f"dataset {origin}, ")
+    empty = [name for name in OPTIONAL if rows.data[name].null_count == len(rows)]
+    return rows.remove_columns(empty)
 
 
-def _convert(batch: dict, indices: list[int], schema: Schema, origin: str) -> dict:
-    records = [
-        dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)
+def _unread(raw: datasets.Dataset, read: list[str]) -> list[str]:
+    """Columns, and keys of messages, that nothing reads."""
+    known = {"role", "from", "content", "value", *CARRIED, *_WEIGHTS}
+    inner = [
+        f"{name}[].{key}"
+        for name in read
+        if isinstance(raw.features[name], datasets.List)
+        and isinstance(raw.features[name].feature, dict)
+        for key in raw.features[name].feature
+        if key not in known
     ]
-    messages = []
-    for row, record in zip(indices, records, strict=True):
+    return [name for name in raw.column_names if name not in read] + inner
+
+
+def _convert(batch: dict, indices: list[int], schemas: list[Schema], origin: str) -> dict:
+    result = {"messages": [], "id": [], "extra": [], "skip": []}
+    records = (
+        dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)
+    )
+    for record in records:
+        messages, tools, skip = [], None, None
         try:
-            messages.append(schema.convert(record, *schema.columns))
+            schema = _schema_of(record, schemas)
+            messages = _with_system(record, schema.convert(record, *schema.columns))
+            tools = _tools(record.get("tools"))
         except InputError as error:
-            raise InputError(f"dataset {origin}, row {row} (from 0): {error}") from None
-    return {
-        "messages": messages,
-        "id": [row_id(conversation) for conversation in messages],
-        "origin": [origin] * len(records),
-        "origin_row": indices,
-    }
+            skip = f"unreadable: {error}"
+        except NotText as part:
+            skip = str(part)
+        messages = [] if skip else messages
+        extra = None
+        if tools or any(len(message) > 2 for message in messages):
+            extra = json.dumps({"turns": [_beside(m) for m in messages], "tools": tools})
+        result["messages"].append([{"role": m["role"], "content": m["content"]} for m in messages])
+        result["id"].append(row_id(messages, tools))
+        result["extra"].append(extra)
+        result["skip"].append(skip)
+    return result | {"origin": [origin] * len(indices), "origin_row": indices}
+
+
+def _schema_of(record: dict, schemas: list[Schema]) -> Schema:
+    """The first schema whose columns a record fills, or else the first of which it has anything."""
+    if len(schemas) == 1:
+        return schemas[0]
+    filled = [[record[name] is not None for name in schema.columns] for schema in schemas]
+    for fits in (all, any):
+        for schema, there in zip(schemas, filled, strict=True):
+            if fits(there):
+                return schema
+    raise NotText("nothing in a known column")
+
+
+def _with_system(record: dict, messages: Messages) -> Messages:
+    """`messages` after the system prompt of a column of its own, where there is one."""
+    system = _message("system", record.get("system") or record.get("system_prompt"), "system")
+    return messages if not system[0]["content"] or system == messages[:1] else system + messages
+
+
+def _tools(value: object) -> list[dict] | None:
+    """The tools a conversation may call, written as a list or as the JSON of one."""
+    tools = _parsed(value or "[]", "tools") if isinstance(value, str) else value
+    if tools and (not isinstance(tools, list) or not all(isinstance(t, dict) for t in tools)):
+        raise InputError("column 'tools' holds no list of tools")
+    return [_without_nulls(tool) for tool in tools] if tools else None
+
+
+def readable(rows: datasets.Dataset) -> datasets.Dataset:
+    """`rows` without those that could not be read."""
+    if "skip" not in rows.column_names:
+        return rows
+    return rows.select(np.flatnonzero(rows.with_format("arrow")[:]["skip"].is_null()))
+
+
+def _beside(message: dict) -> dict:
+    return {key: value for key, value in message.items() if key not in ("role", "content")}
+
+
+def whole(messages: Messages, extra: str | None) -> tuple[Messages, list[dict] | None]:
+    """The messages of a row with all their keys, and the row's tools.
+
+    Args:
+        messages: Column `messages` of `load_rows`.
+        extra: Column `extra`, None where there is none.
+    """
+    if extra is None:
+        return messages, None
+    parts = json.loads(extra)
+    turns = [m | keys for m, keys in zip(messages, parts["turns"], strict=True)]
+    return turns, parts["tools"]

@@ -40,5 +40,5 @@ def published_length_filter(
 
 
 def _published_prompt(messages: list[dict[str, str]], input_template: str) -> str:
-    written = {"system": "", "user": input_template, "assistant": "{}\n"}
-    return "".join(written[m["role"]].format(m["content"]) for m in messages)
+    written = {"user": input_template, "assistant": "{}\n"}
+    return "".join(written.get(m["role"], "").format(m["content"]) for m in messages)

@@ -1,4 +1,4 @@
-"""Files to rows: JSON, JSON lines, CSV and Parquet, plain or gzipped, text left as it is.
+"""Files to rows: JSON, JSON lines, CSV, TSV and Parquet, plain or gzipped, text left as it is.
 
 Nothing here guesses a type from the looks of a text: "007" in a CSV stays "007", and a JSON
 string that looks like a date stays a string. (The loaders of pyarrow, pandas and `datasets` turn
@@ -10,7 +10,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import datasets
@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 from seal.datasets.cache import fingerprint, mapped_table
 from seal.errors import InputError
 
-SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 _BLOCK = 10_000  # records held as Python objects at a time
-_VERSION = 1  # of what is written to the cache
+_VERSION = 2  # of what is written to the cache
 
 Record = tuple[int, dict]  # line of the file (from 1), column -> value
 
@@ -36,7 +36,8 @@ def read_files(paths: list[Path]) -> datasets.Dataset:
     """All rows of `paths`, one after the other, with the union of their columns.
 
     The rows are written once to the cache as Arrow, under the files' names, sizes and times, and
-    mapped from there. A column whose values differ in type keeps them as `datasets.Json`.
+    mapped from there. A column whose values are nested or differ in type keeps them as
+    `datasets.Json`.
 
     Raises:
         InputError: A file is not readable as its suffix says (with the line), or no row is left.
@@ -59,7 +60,7 @@ def _tables(path: Path) -> Iterator[pa.Table]:
         if suffix == ".parquet":
             yield _parquet_table(path)
         elif suffix in SUFFIXES:
-            records = _csv_records(path) if suffix == ".csv" else _json_records(path)
+            records = _csv_records(path) if suffix in (".csv", ".tsv") else _json_records(path)
             while block := list(islice(records, _BLOCK)):
                 yield _table(path, block)
         else:
@@ -97,7 +98,7 @@ def _json_records(path: Path) -> Iterator[Record]:
 
 def _parse(path: Path, number: int, text: str) -> object:
     try:
-        return json.loads(text, parse_int=_number)
+        return _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         line = number + error.lineno - 1 if isinstance(error, json.JSONDecodeError) else number
         reason = error.msg if isinstance(error, json.JSONDecodeError) else _first_line(error)
@@ -113,6 +114,10 @@ def _number(digits: str) -> int | float:
     return value if -(2**63) <= value < 2**63 else float(digits)
 
 
+# `json.loads` makes a decoder a call where its arguments are not the defaults.
+_DECODER = json.JSONDecoder(parse_int=_number)
+
+
 def _object(path: Path, where: str, value: object) -> dict:
     if not isinstance(value, dict):
         raise InputError(f"{path}: {where} holds a {type(value).__name__}, expected an object")
@@ -120,9 +125,16 @@ def _object(path: Path, where: str, value: object) -> dict:
 
 
 def _csv_records(path: Path) -> Iterator[Record]:
-    """Rows of a CSV file with a header; every value is text, quotes and newlines in it kept."""
+    """Rows of a CSV file with a header; every value is text, quotes and newlines in it kept.
+
+    A header without a comma is cut at its semicolons or tabs, as spreadsheets write it in places
+    where the comma is the decimal sign.
+    """
     csv.field_size_limit(2**31 - 1)  # the default stops at 131,072 characters
-    reader = csv.reader((line for _, line in _lines(path)), strict=True)
+    lines = (line for _, line in _lines(path))
+    first = next(lines, "")
+    cut = "\t" if file_suffix(path) == ".tsv" else max(",;\t", key=first.__contains__)
+    reader = csv.reader(chain([first], lines), delimiter=cut, strict=True)
     try:
         header = next(reader, [])
         for values in reader:
@@ -167,10 +179,18 @@ def _is_unicode(record: dict) -> bool:
 
 def _column(values: list) -> pa.Array:
     try:
-        return pa.array(values)
+        found = pa.array(values)
+        return _as_json(values) if _is_deep(found.type) else found
     # Values of several types, nested ones of several forms, whole numbers beyond 64 bits.
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
         return _as_json(values)
+
+
+def _is_deep(kind: pa.DataType) -> bool:
+    """Whether values hold objects below messages, in which Arrow fills in one row's keys in all."""
+    while pa.types.is_list(kind):
+        kind = kind.value_type
+    return pa.types.is_struct(kind) and any(pa.types.is_nested(field.type) for field in kind)
 
 
 def _as_json(values: list) -> pa.ExtensionArray:

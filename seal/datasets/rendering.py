@@ -4,19 +4,27 @@ A span (start, stop) is a range of characters. Spans are found on the text, toke
 once, so no response token is lost where the prompt ends.
 """
 
+import json
 import re
+from collections.abc import Callable, Iterator
 from itertools import groupby, takewhile
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from seal.datasets.prompts import THOUGHTS, Messages
 from seal.errors import InputError
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _REMEDY = "mark its turns with {% generation %}, or train without apply_chat_template"
+REFUSED = "refused by the chat template"
+REWRITTEN = "rewritten by the chat template"
+_MARK = "\ue000{}\ue001"  # stands for an answer; private characters that no text should hold
 
-Messages = list[dict[str, str]]
+
+class Unfit(Exception):
+    """A row that cannot be rendered whole: "reason" or "reason: detail"."""
 
 
 class Rendered(NamedTuple):
@@ -39,116 +47,232 @@ def check_template(input_template: str) -> None:
         )
 
 
-def is_answer(message: dict[str, str]) -> bool:
-    """Whether `message` is an assistant turn with text in it."""
-    return message["role"] == "assistant" and bool(message["content"].strip())
+def is_answer(message: dict) -> bool:
+    """Whether `message` is an assistant turn with text or a tool call in it."""
+    return message["role"] == "assistant" and bool(
+        message["content"].strip() or "tool_calls" in message
+    )
 
 
 def complete(messages: Messages) -> Messages:
-    """`messages` up to the last assistant turn with text; what follows it teaches nothing."""
-    answers = [i for i, message in enumerate(messages) if is_answer(message)]
-    return messages[: answers[-1] + 1] if answers else []
+    """`messages` up to the last answer that is learned; what follows it teaches nothing."""
+    learned = [i for i, m in enumerate(messages) if is_answer(m) and "weight" not in m]
+    return messages[: learned[-1] + 1] if learned else []
 
 
-def render_template(messages: Messages, input_template: str) -> Rendered:
+def render_template(
+    messages: Messages, input_template: str, tools: list[dict] | None = None
+) -> Rendered:
     """Text by the published template: each user turn in it, its answer right behind.
 
     Any other turn starts on a new line. Neighbouring messages of one role are one turn, joined by
     a newline. System text stands as it is.
+
+    Raises:
+        Unfit: The conversation holds more than that can say.
     """
+    beside = _beside(messages, tools) or [m["role"] for m in messages if m["role"] == "tool"]
+    if beside:
+        raise Unfit(f"{beside[0]} not rendered")
     text, spans, previous = "", [], "user"
-    for role, group in groupby(messages, key=lambda message: message["role"]):
+    for (role, learned), group in groupby(messages, key=lambda m: (m["role"], "weight" not in m)):
         content = "\n".join(message["content"] for message in group)
         if previous != "user":
             text += "\n"
-        if role == "assistant":
+        if role == "assistant" and learned:
             spans.append((len(text), len(text) + len(content)))
         text += input_template.format(content) if role == "user" else content
         previous = role
     return Rendered(text, spans)
 
 
-def render_chat(messages: Messages, tokenizer: PreTrainedTokenizerBase) -> Rendered:
+def _beside(messages: Messages, tools: list[dict] | None) -> list[str]:
+    """What a conversation holds beside the texts of user, system and assistant."""
+    keys = {key for message in messages for key in message}
+    keys |= {"tools"} if tools else set()
+    return sorted(keys - {"role", "content", "weight", "tool_call_id"})
+
+
+def render_chat(
+    messages: Messages, tokenizer: PreTrainedTokenizerBase, tools: list[dict] | None = None
+) -> Rendered:
     """Text by the tokenizer's chat template, rendered in the sandbox of transformers.
 
     A template with `{% generation %}` marks says itself what an assistant turn is. For others a
     span starts where the conversation before the turn, rendered with a generation prompt, ends; it
-    holds the turn's text and the marker that closes it (such as <|im_end|>).
+    holds the turn as the template writes it, whatever it makes of a thought or a tool call, and
+    the marker that closes it (such as <|im_end|>).
 
     Raises:
-        InputError: The template refuses the conversation, or writes it so that an assistant turn
-            cannot be found.
+        Unfit: The template refuses the conversation, leaves something out, or writes it so that an
+            assistant turn cannot be found.
     """
+    template = tokenizer.get_chat_template(tools=tools)
     turns = [i for i, message in enumerate(messages) if is_answer(message)]
-    if _GENERATION.search(tokenizer.get_chat_template()):
-        text, spans = _render(messages, tokenizer, marks=True)
-        return Rendered(text, _last_in_one(text, spans, messages[turns[-1]]["content"]))
-    text, _ = _render(messages, tokenizer)
-    starts = [_start(text, messages[:i], tokenizer) for i in turns]
-    limits = [*starts[1:], len(text)]
-    stops = [
-        _stop(text, start, limit, messages[i]["content"])
-        for i, start, limit in zip(turns, starts, limits, strict=True)
-    ]
-    closing = text[stops[-1] :].rstrip()
-    ends = [stop + _closing_length(text[stop:], closing) for stop in stops]
-    return Rendered(text, list(zip(starts, ends, strict=True)))
+    for key in _beside(messages, tools):
+        if key not in template:
+            raise Unfit(f"{key} not rendered")
 
+    def render(part: Messages, generation_prompt: bool = False, marks: bool = False):
+        # `tokenizer.apply_chat_template` renders the same way, but keeps the spans to itself.
+        try:
+            texts, spans = render_jinja_template(
+                [part],
+                tools=tools,
+                chat_template=template,
+                add_generation_prompt=generation_prompt,
+                return_assistant_tokens_mask=marks,
+                **tokenizer.special_tokens_map,
+            )
+        except Exception as error:  # a template may raise anything
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise Unfit(
+                f"{REFUSED}: the chat template refuses the conversation ({reason})"
+            ) from error
+        return (texts[0], spans[0]) if marks else texts[0]
 
-def _render(
-    messages: Messages,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    generation_prompt: bool = False,
-    marks: bool = False,
-) -> tuple[str, list[tuple[int, int]]]:
-    """The text, and with `marks` the spans of its `{% generation %}` blocks.
-
-    `tokenizer.apply_chat_template` renders the same way, but keeps the spans to itself.
-    """
-    try:
-        texts, spans = render_jinja_template(
-            [messages],
-            chat_template=tokenizer.get_chat_template(),
-            add_generation_prompt=generation_prompt,
-            return_assistant_tokens_mask=marks,
-            **tokenizer.special_tokens_map,
-        )
-    except Exception as error:  # a template may raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"the chat template refuses the conversation ({reason})") from error
-    return texts[0], spans[0] if marks else []
+    if _GENERATION.search(template):
+        text, spans = render(messages, marks=True)
+        spans = _last_in_one(text, spans, messages[turns[-1]]["content"])
+        if len(spans) != len(turns) and any("weight" in message for message in messages):
+            raise Unfit("weight not rendered: the template's marks are not one a turn")
+    else:
+        text = render(messages)
+        spans = _spans(text, messages, turns, render)
+    _check_whole(messages, tools, Rendered(text, spans), template)
+    if len(spans) == len(turns):
+        spans = [s for s, i in zip(spans, turns, strict=True) if "weight" not in messages[i]]
+    return Rendered(text, spans)
 
 
 def _last_in_one(text: str, spans: list[tuple[int, int]], answer: str) -> list[tuple[int, int]]:
     """`spans` with what is marked behind the last answer (an end of text) joined to it."""
-    for written in (answer.strip(), answer.split()[-1]):
+    for written in (answer.strip(), "".join(answer.split()[-1:])):
         holders = [i for i, (start, stop) in enumerate(spans) if written in text[start:stop]]
         if holders:
             return [*spans[: holders[-1]], (spans[holders[-1]][0], spans[-1][1])]
     # as do templates for messages in parts, of a message that is text
-    raise InputError(
-        "the chat template does not write the last answer within its {% generation %} marks; "
-        "mend it, or train without apply_chat_template"
+    raise Unfit(
+        f"{REWRITTEN}: the chat template does not write the last answer within its "
+        "{% generation %} marks; mend it, or train without apply_chat_template"
     )
 
 
-def _start(text: str, before: Messages, tokenizer: PreTrainedTokenizerBase) -> int:
-    prompt, _ = _render(before, tokenizer, generation_prompt=True)
-    if not text.startswith(prompt):
-        raise InputError(
-            "the chat template's generation prompt is not how it starts an assistant turn; "
-            f"{_REMEDY}"
+def _spans(
+    text: str, messages: Messages, turns: list[int], render: Callable
+) -> list[tuple[int, int]]:
+    """Where each of the answers `turns` stands, with what closes it."""
+    prompts = [render(messages[:i], generation_prompt=True) for i in turns]
+    starts = [len(prompt) if text.startswith(prompt) else None for prompt in prompts]
+    if starts[-1] is None:  # an older turn may be written without its thought
+        raise Unfit(
+            f"{REWRITTEN}: the chat template's generation prompt is not how it starts an "
+            f"assistant turn; {_REMEDY}"
         )
-    return len(prompt)
+    found = [_as_it_is(text, s, messages[i]) for s, i in zip(starts, turns, strict=True)]
+    if None in found:
+        found = _aligned(text, messages, turns, starts, render)
+    closing = text[found[-1][1] :].rstrip()
+    return [(start, stop + _closing_length(text[stop:], closing)) for start, stop in found]
 
 
-def _stop(text: str, start: int, limit: int, content: str) -> int:
-    for written in (content, content.strip()):
-        found = text.find(written, start, limit)
-        if found >= 0:
-            return found + len(written)
-    raise InputError(f"the chat template rewrites the text of an assistant turn; {_REMEDY}")
+def _as_it_is(text: str, start: int | None, message: dict) -> tuple[int, int] | None:
+    """The span of an answer that is written at `start` and as it is, else None."""
+    if start is None or message.keys() - {"role", "content", "weight"}:
+        return None
+    for written in (message["content"], message["content"].strip()):
+        if text.startswith(written, start):
+            return start, start + len(written)
+    return None
+
+
+def _aligned(
+    text: str, messages: Messages, turns: list[int], starts: list[int | None], render: Callable
+) -> list[tuple[int, int]]:
+    """The spans of answers that are rewritten, found by what the template writes around them.
+
+    That is the text of the conversation with a mark in place of each answer.
+    """
+    marked = list(messages)
+    for number, i in enumerate(turns):
+        marked[i] = {"role": "assistant", "content": _MARK.format(number)}
+    around = re.split("\ue000[0-9]+\ue001", render(marked))
+    if len(around) != len(turns) + 1:
+        raise Unfit(f"{REWRITTEN}: the chat template rewrites the text of an assistant turn")
+    spans, at = [], 0
+    for i, start, before, after in zip(turns, starts, around, around[1:], strict=False):
+        if start is None:
+            start = at + len(_shared(text[at:], before))
+            asked = messages[i - 1]["content"].strip() if i else ""
+            if start - at < before.rfind(asked) + len(asked):
+                start = len(text) + 1
+        if i == turns[-1]:
+            stop = len(text) - len(after) if text.endswith(after) else -1
+        else:
+            following = messages[i + 1]["content"].strip()
+            cut = after.find(following) if i + 1 not in turns else -1
+            stop = text.find(after[: cut + len(following)] if cut >= 0 else after, start)
+        if not at <= start < stop:
+            raise Unfit(
+                f"{REWRITTEN}: the chat template rewrites the text of an assistant turn; {_REMEDY}"
+            )
+        spans.append((start, stop))
+        at = stop
+    return spans
+
+
+def _check_whole(
+    messages: Messages, tools: list[dict] | None, rendered: Rendered, template: str
+) -> None:
+    """Raises Unfit unless all that a row carries is written, answers within the spans.
+
+    A template that knows thoughts may leave out those before the last question.
+    """
+    text, spans = rendered
+    starts, stops = zip(*spans, strict=True)
+    edges = zip((0, *stops), (*starts, len(text)), strict=True)
+    asked = "\0".join(text[start:stop] for start, stop in edges)
+    answered = "\0".join(text[start:stop] for start, stop in spans)
+    question = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=-1)
+    for i, message in enumerate(messages):
+        role = message["role"]
+        for key in message.keys() - {"role", "weight", "tool_call_id"}:
+            leaves, where = list(_leaves(message[key])), asked
+            if role == "assistant":
+                leaves, where = [leaf.rpartition("</think>")[2] for leaf in leaves], answered
+            old = key in THOUGHTS and i < question
+            where = text if key == "name" else where
+            if old or all(_is_written(leaf, where) for leaf in leaves):
+                continue
+            if key == "content" and role != "system":
+                raise Unfit(f"{REWRITTEN}: the chat template rewrites the text of a {role} turn")
+            raise Unfit(f"{role if key == 'content' else key} not rendered")
+    functions = [tool.get("function", tool) for tool in tools or ()]
+    told = [function.get(key, "") for function in functions for key in ("name", "description")]
+    if not all(_is_written(leaf, asked) for leaf in told):
+        raise Unfit("tools not rendered")
+
+
+def _leaves(value: object) -> Iterator[str]:
+    """The texts in a value; not those that only say of what kind it is."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _leaves(item) if key not in ("type", "id") else ()
+    elif isinstance(value, list):
+        for item in value:
+            yield from _leaves(item)
+    elif isinstance(value, str):
+        yield value
+
+
+def _is_written(leaf: str, text: str) -> bool:
+    """Whether `text` holds `leaf`, as it is or within JSON."""
+    leaf = leaf.strip()
+    return (
+        leaf in text
+        or json.dumps(leaf, ensure_ascii=False)[1:-1] in text
+        or json.dumps(leaf)[1:-1] in text
+    )
 
 
 def _closing_length(rest: str, closing: str) -> int:
@@ -157,8 +281,13 @@ def _closing_length(rest: str, closing: str) -> int:
     Phi 3 closes every turn with <|end|> and the last one with an end of text on the next line too:
     what they share stops at the line end.
     """
-    pairs = takewhile(lambda pair: pair[0] == pair[1], zip(rest, closing, strict=False))
-    shared = "".join(character for character, _ in pairs)
+    shared = _shared(rest, closing)
     if shared != closing:
         shared = re.sub(r"\S*$", "", shared)
     return len(shared.rstrip())
+
+
+def _shared(one: str, other: str) -> str:
+    """What both start with."""
+    pairs = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+    return "".join(character for character, _ in pairs)

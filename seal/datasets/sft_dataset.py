@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -14,10 +15,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from seal.datasets.cache import cached_map, fingerprint, mapped_table
+from seal.datasets.prompts import OPTIONAL
+from seal.datasets.skips import MANY, count_skips, listed
 from seal.datasets.tokens import (
     FEATURES,
-    KEPT,
-    SKIPS,
+    ODD,
     VERSION,
     Plan,
     check,
@@ -26,6 +28,8 @@ from seal.datasets.tokens import (
 )
 from seal.errors import InputError
 from seal.ids import id_bytes, id_text
+
+logger = logging.getLogger(__name__)
 
 PUBLISHED_TEMPLATE = "Human: {}\nAssistant: "
 
@@ -140,9 +144,8 @@ class SFTDataset(torch.utils.data.Dataset):
         return len(self._places)
 
     def __str__(self) -> str:
-        left_out = ", ".join(f"{count} {reason}" for reason, count in self.skipped.items())
         return (
-            f"{len(self)} of {self.raw} read ({left_out or 'none'} skipped, "
+            f"{len(self)} of {self.raw} read ({listed(self.skipped) or 'none'} skipped, "
             f"{self.truncated} cut), {int(self.lengths.sum())} tokens"
         )
 
@@ -295,8 +298,9 @@ def tokenize_rows(
     plan = Plan(max_len, template, apply_chat_template, pretrain_mode, supervise)
     check(plan, tokenizer)
     name = fingerprint("tokens", VERSION, rows._fingerprint, tokenizer_hash(tokenizer), plan)
+    columns = [name for name in ("messages", *OPTIONAL) if name in rows.column_names]
     tokenised = cached_map(
-        rows.select_columns(["messages"]).with_format("arrow"),
+        rows.select_columns(columns).with_format("arrow"),
         tokenize,
         fn_kwargs={"tokenizer": tokenizer, "plan": plan},
         new_fingerprint=name,
@@ -306,12 +310,14 @@ def tokenize_rows(
     )
     index = mapped_table(f"{name}-index", lambda: _index(rows, tokenised.with_format("arrow")))
     counts = json.loads(index.schema.metadata[b"seal"])
-    if index.num_rows == 0:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in counts["skipped"].items())
+    skipped, reasons = counts["skipped"], listed(counts["skipped"])
+    if len(index) == 0:
         raise InputError(
             f"all {len(rows)} rows are skipped ({reasons}) at max_len {max_len}; "
             "check which columns hold prompt and response, and raise max_len"
         )
+    if sum(skipped.values()) > MANY * len(rows):
+        logger.warning("%s: of %d rows %d stay", reasons, len(rows), len(index))
     columns = {name: index[name].to_numpy() for name in index.column_names if name != "id"}
     columns["id"] = np.frombuffer(index["id"].chunk(0).buffers()[1], "V16", len(index))
     return SFTDataset(tokenised, columns.get, raw=len(rows), fingerprint=name, **counts)
@@ -319,8 +325,9 @@ def tokenize_rows(
 
 def _index(rows: datasets.Dataset, tokenised: datasets.Dataset) -> pa.Table:
     """What is known of each row that is not skipped, a chunk a column, and the counts."""
-    skip = tokenised.select_columns(["skip"])[:]["skip"].to_numpy()
-    places = np.flatnonzero(skip == KEPT)
+    skip = tokenised.select_columns(["skip"])[:]["skip"]
+    skipped = count_skips(skip, ODD)
+    places = np.flatnonzero(skip.is_null())
     names = rows.select_columns(["id", "occurrence", "row"]).with_format("arrow")[:]
     lengths = _lengths(tokenised)
     flags = _flatten(tokenised.select_columns(["supervised"])[:]["supervised"])
@@ -339,9 +346,8 @@ def _index(rows: datasets.Dataset, tokenised: datasets.Dataset) -> pa.Table:
             "supervised": (learned[ends] - learned[ends - lengths])[places],
         }
     )
-    skipped = {reason: int(np.sum(skip == code)) for code, reason in enumerate(SKIPS)}
     counts = {
-        "skipped": {reason: count for reason, count in skipped.items() if count},
+        "skipped": skipped,
         "truncated": pc.sum(tokenised.select_columns(["truncated"])[:]["truncated"]).as_py(),
     }
     return table.replace_schema_metadata({"seal": json.dumps(counts)})

@@ -12,8 +12,12 @@ from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
 from seal.datasets.cache import fingerprint
+from seal.datasets.prompts import Messages, whole
 from seal.datasets.rendering import (
+    REFUSED,
+    REWRITTEN,
     Rendered,
+    Unfit,
     check_template,
     complete,
     render_chat,
@@ -21,15 +25,14 @@ from seal.datasets.rendering import (
 )
 from seal.errors import InputError
 
-SKIPS = ("empty prompt", "empty response", "prompt too long", "no response token")
-KEPT = -1  # in column `skip`; otherwise an index into SKIPS
-VERSION = 2  # of what is written to the cache
+ODD = (REFUSED, REWRITTEN)  # reasons to skip a row that are a fault of the row
+VERSION = 3  # of what is written to the cache
 
 FEATURES = datasets.Features(
     {
         "input_ids": datasets.List(datasets.Value("int32")),
         "supervised": datasets.List(datasets.Value("bool")),
-        "skip": datasets.Value("int8"),
+        "skip": datasets.Value("string"),  # null for a row that stays
         "truncated": datasets.Value("bool"),
     }
 )
@@ -80,18 +83,20 @@ class _Row(NamedTuple):
 
     input_ids: list[int]
     learned: list[tuple[int, int]]  # ranges of tokens; one may reach beyond the last
-    skip: int
+    skip: str | None
     truncated: bool
 
 
 def tokenize(
-    batch: pa.Table, indices: list[int], tokenizer: PreTrainedTokenizerBase, plan: Plan
+    batch: pa.Table, _: list[int], tokenizer: PreTrainedTokenizerBase, plan: Plan
 ) -> pa.Table:
-    """Column messages to those of FEATURES, row by row."""
-    texts = [
-        _text(messages, row, tokenizer, plan)
-        for messages, row in zip(batch["messages"].to_pylist(), indices, strict=True)
-    ]
+    """Columns messages and, where they are there, extra and skip to FEATURES, row by row."""
+    nothing = [None] * len(batch)
+    given = (
+        batch[name].to_pylist() if name in batch.column_names else nothing
+        for name in ("messages", "extra", "skip")
+    )
+    texts = [_text(*row, tokenizer, plan) for row in zip(*given, strict=True)]
     encoded = tokenizer(
         [text.text for text, _ in texts],
         add_special_tokens=False,
@@ -108,31 +113,51 @@ def tokenize(
     ]
     columns = {
         **_token_columns(rows),
-        "skip": pa.array([row.skip for row in rows], pa.int8()),
+        "skip": pa.array([row.skip for row in rows], pa.string()),
         "truncated": pa.array([row.truncated for row in rows], pa.bool_()),
     }
     return pa.table(columns, schema=FEATURES.arrow_schema)
 
 
 def _text(
-    messages: list[dict[str, str]], row: int, tokenizer: PreTrainedTokenizerBase, plan: Plan
-) -> tuple[Rendered, int]:
+    messages: Messages,
+    extra: str | None,
+    skip: str | None,
+    tokenizer: PreTrainedTokenizerBase,
+    plan: Plan,
+) -> tuple[Rendered, str | None]:
     """The text with its supervised spans, or no text and the reason to skip the row."""
+    try:
+        if skip is None:
+            return _rendered(messages, extra, tokenizer, plan), None
+    except Unfit as unfit:
+        skip = str(unfit)
+    return Rendered("", []), skip
+
+
+def _rendered(
+    messages: Messages, extra: str | None, tokenizer: PreTrainedTokenizerBase, plan: Plan
+) -> Rendered:
+    if messages and messages[0]["role"] == "text":
+        if not plan.pretrain_mode:
+            raise Unfit("plain text without --pretrain_mode")
+        return Rendered(messages[0]["content"], [(0, len(messages[0]["content"]))])
+    messages, tools = whole(messages, extra)
     answered = complete(messages)
     if not any(m["role"] == "user" and m["content"].strip() for m in answered or messages):
-        return Rendered("", []), SKIPS.index("empty prompt")
+        raise Unfit("empty prompt")
     if not answered:
-        return Rendered("", []), SKIPS.index("empty response")
-    if not plan.apply_chat_template:
-        text, spans = render_template(answered, plan.input_template)
+        raise Unfit("empty response")
+    if plan.apply_chat_template:
+        rendered = render_chat(answered, tokenizer, tools)
     else:
-        try:
-            text, spans = render_chat(answered, tokenizer)
-        except InputError as error:
-            raise InputError(f"row {row} (from 0): {error}") from None
+        rendered = render_template(answered, plan.input_template, tools)
     if plan.pretrain_mode:
-        spans = [(0, len(text))]
-    return Rendered(text, spans[-1:] if plan.supervise == "last" else spans), KEPT
+        if any("weight" in message for message in answered):
+            raise Unfit("weight not rendered: pretrain_mode learns every token")
+        return Rendered(rendered.text, [(0, len(rendered.text))])
+    last = plan.supervise == "last"
+    return Rendered(rendered.text, rendered.spans[-1:] if last else rendered.spans)
 
 
 def _ends(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
@@ -146,28 +171,28 @@ def _row(
     ids: list[int],
     encoding: Encoding,
     spans: list[tuple[int, int]],
-    skip: int,
+    skip: str | None,
     plan: Plan,
     ends: tuple[list[int], list[int]],
 ) -> _Row:
     nothing = _Row([], [], skip, False)
-    if skip != KEPT:
+    if skip:
         return nothing
     begin, end = ends
     tokens = begin + ids + end
     learned = [_touched(encoding, span, shift=len(begin)) for span in spans]
     learned = [(start, stop) for start, stop in learned if start < stop]
     if not learned or len(tokens) < 2:
-        return nothing._replace(skip=SKIPS.index("no response token"))
+        return nothing._replace(skip="no response token")
     if plan.pretrain_mode:
         learned = [(0, len(tokens))]
     elif end:
         learned.append((len(tokens) - 1, len(tokens)))
     elif learned[-1][1] < 2:  # nothing stands before the only token to learn
-        return nothing._replace(skip=SKIPS.index("no response token"))
+        return nothing._replace(skip="no response token")
     if learned[0][0] >= plan.max_len - 2:
-        return nothing._replace(skip=SKIPS.index("prompt too long"))
-    return _Row(tokens[: plan.max_len], learned, KEPT, len(tokens) > plan.max_len)
+        return nothing._replace(skip="prompt too long")
+    return _Row(tokens[: plan.max_len], learned, None, len(tokens) > plan.max_len)
 
 
 def _touched(encoding: Encoding, span: tuple[int, int], shift: int) -> tuple[int, int]:

@@ -14,7 +14,8 @@ def config_words(path: str, actions: list[argparse.Action]) -> list[str]:
 
     Args:
         path: a YAML mapping of flag names, without dashes, to values. `true` and `false` set a
-            switch, a list gives a flag several values, and an empty value leaves the default.
+            switch, a list gives a flag several values (commas between them for datasets, their
+            probabilities and columns), and an empty value leaves the default.
         actions: the flags that may stand in it.
 
     Raises:
@@ -49,6 +50,8 @@ def _words(action: argparse.Action, value: object) -> list[str]:
         return [flag] * value
     if action.nargs == 0:
         raise ValueError(f"is a switch: true or false, got {value!r}")
+    if isinstance(value, list) and action.dest.endswith(("dataset", "_probs", "_key")):
+        value = ",".join(_word(action, item) for item in value)
     if isinstance(value, list) and action.nargs in ("*", "+"):
         return [flag, *(_word(action, item) for item in value)]
     return [f"{flag}={_word(action, value)}"]

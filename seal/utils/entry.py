@@ -1,6 +1,7 @@
 """How an entry script ends: one line and status 2 for bad input, no hang, no abort at teardown."""
 
 import atexit
+import logging
 import os
 import shlex
 import sys
@@ -49,6 +50,7 @@ def report(main: Callable[[], None]) -> None:
         SystemExit: 2 for bad input or no room to write.
         Exception: any failure that is not the user's.
     """
+    _show_log()
     launcher = launching_words()  # asked now: the launcher may be gone when they are needed
     try:
         with Progress("working"):
@@ -68,6 +70,14 @@ def report(main: Callable[[], None]) -> None:
         if not lost:
             raise
         give_up(lost, error)
+
+
+def _show_log() -> None:
+    """Prints what the package logs (rows left out, columns not read), once."""
+    log = logging.getLogger("seal")
+    log.addHandler(logging.StreamHandler(sys.stdout))
+    log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    log.propagate = False
 
 
 def give_up(lost: list[int], failure: Exception) -> None:
