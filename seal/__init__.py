@@ -12,11 +12,13 @@ __version__ = "0.1.0"
 def select(
     dataset: "datasets.Dataset",
     selector: str | os.PathLike,
-    topp: float,
+    topp: "float | str",
     *,
     unscored: str = "error",
     input_key: str | None = None,
     output_key: str | None = None,
+    max_canary_kept: float = 0.05,
+    confidence: float = 0.95,
 ) -> "datasets.Dataset":
     """The rows of a dataset that a selector keeps, as they are and in their order.
 
@@ -26,17 +28,19 @@ def select(
     Args:
         dataset: rows of any schema of `docs/data.md`, with all their columns.
         selector: the .parquet file of a selector.
-        topp: share of the scored rows to keep, in (0, 1].
+        topp: share of the scored rows to keep, in (0, 1], or "auto": what the canaries justify.
         unscored: what to do with rows that have no score: `error`, `drop` or `keep`.
         input_key: column of the prompt, where the schema is not recognised.
         output_key: column of the response.
+        max_canary_kept, confidence: limit of "auto", and of the bound on it.
 
     Returns:
         `dataset.select(...)` of the kept rows: nothing is copied, every column is carried.
 
     Raises:
         InputError: `dataset` is no `datasets.Dataset` or of unknown schema, the selector is
-            refused or for other rows, topp is out of range, or rows have no score under `error`.
+            refused or for other rows, topp is out of range or not justified, or rows have no score
+            under `error`.
 
     Examples:
         >>> rows = datasets.load_dataset("json", data_files="user.jsonl", split="train")
@@ -45,5 +49,12 @@ def select(
     from seal.selection.rows import kept_rows  # `import seal` itself loads nothing
 
     return kept_rows(
-        dataset, selector, topp, unscored=unscored, input_key=input_key, output_key=output_key
+        dataset,
+        selector,
+        topp,
+        unscored=unscored,
+        input_key=input_key,
+        output_key=output_key,
+        max_canary_kept=max_canary_kept,
+        confidence=confidence,
     )

@@ -40,11 +40,14 @@ def auroc(scores: ArrayLike, labels: ArrayLike) -> float:
         raise ValueError(f"scores {scores.shape} and labels {labels.shape} must be equal and flat")
     if not np.isfinite(scores).all():
         raise ValueError(f"{(~np.isfinite(scores)).sum()} of {len(scores)} scores are not finite")
-    positives, negatives = int(labels.sum()), int((~labels).sum())
-    if not positives or not negatives:
-        raise ValueError(f"needs both classes, got {positives} positive and {negatives} negative")
-    rank_sum = scipy.stats.rankdata(scores)[labels].sum()
-    return float((rank_sum - positives * (positives + 1) / 2) / (positives * negatives))
+    few, many = sorted((scores[labels], scores[~labels]), key=len)
+    if not len(few):
+        counts = int(labels.sum()), int((~labels).sum())
+        raise ValueError("needs both classes, got {} positive and {} negative".format(*counts))
+    few = np.sort(few)  # only the smaller class is sorted
+    above = np.searchsorted(few, many, "left") + np.searchsorted(few, many, "right")
+    area = float(above.mean() / (2 * len(few)))  # of the larger class
+    return area if 2 * labels.sum() > len(labels) else 1 - area
 
 
 def auroc_interval(area: float, positives: int, negatives: int) -> tuple[float, float]:

@@ -1,14 +1,25 @@
 """Canaries: the bound of --topp auto holds, and both scripts that score take them along."""
 
+import json
+
+import datasets
 import numpy as np
 import pytest
 from launch import ROOT, python
 from tiny_world import make_model, make_rows, write_rows
 
+import seal
 from seal.cli import flags as cli
+from seal.command import main
+from seal.datasets import load_rows
 from seal.errors import InputError
-from seal.selection.artefact import make_selection, read_selection, selection_meta
-from seal.selection.calibration import auto_topp, calibrate, recall_at
+from seal.selection.artefact import (
+    make_selection,
+    read_selection,
+    selection_meta,
+    write_selection,
+)
+from seal.selection.calibration import auto_topp, calibrate, recall_at, share_kept
 from seal.statistics import auroc
 
 
@@ -83,6 +94,39 @@ def test_claims_that_cannot_be_made_are_refused(canaries, limit, confidence, say
     found = selection(np.arange(10.0), np.arange(-canaries, 0.0) if canaries else None)
     with pytest.raises(InputError, match=says):
         auto_topp(found, limit, confidence)
+
+
+def test_auto_refuses_a_score_that_does_not_tell_the_canaries():
+    generator = np.random.default_rng(0)
+    found = selection(generator.normal(size=200), generator.normal(0.1, 1, 80))
+    low, high = found.meta["calibration"]["auroc_interval"]
+    assert low < 0.5 < high
+    with pytest.raises(InputError, match=r"not tell the canaries .*AUROC 0\.\d+.* reaches 0.5"):
+        share_kept(found, "auto")
+    assert share_kept(found, "0.8") == share_kept(found, 0.8) == 0.8
+    with pytest.raises(InputError, match=r"a share in .0, 1. or auto, got 'most'"):
+        share_kept(found, "most")
+
+
+def test_every_way_to_select_takes_auto(tmp_path):
+    rows = make_rows(80, seed=5)
+    write_rows(tmp_path / "user.jsonl", rows)
+    loaded = load_rows(str(tmp_path / "user.jsonl"))
+    score = np.linspace(-1, 1, 80)
+    meta = selection_meta(method="excess_loss", fingerprint="0" * 32, raw=80, seed=0)
+    meta["calibration"] = calibrate(score, np.linspace(-2, -0.5, 60))
+    columns = {name: loaded[:][name] for name in ("id", "occurrence", "row")}
+    path = tmp_path / "mine.parquet"
+    share = share_kept(write_selection(path, columns | {"score": score}, meta), "auto")
+    assert 0.5 < share < 1
+    kept = seal.select(datasets.Dataset.from_list(rows), path, "auto")
+    assert len(kept) == round(80 * share)
+    flags = [str(path), "--dataset", str(tmp_path / "user.jsonl"), "--topp", "auto"]
+    assert main(["export", *flags, "--out", str(tmp_path / "kept.jsonl")]) == 0
+    exported = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()]
+    assert exported == kept.to_list()
+    assert main(["report", *flags, "--out", str(tmp_path / "report.html")]) == 0
+    assert f"{len(kept)} of 80" in (tmp_path / "report.html").read_text()
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from seal.selection.calibration import CONFIDENCE, MAX_CANARY_KEPT
+
 if TYPE_CHECKING:
     import datasets
 
@@ -22,6 +24,20 @@ def add_dataset_flags(parser: argparse.ArgumentParser, required: bool) -> None:
     parser.add_argument("--seed", type=int, default=42, help="seed of the blending")
     parser.add_argument("--input_key", help="column of the prompt, when it is not recognised")
     parser.add_argument("--output_key", help="column of the response, when it is not recognised")
+
+
+def add_topp_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds `--topp` and what `--topp auto` goes by, spelt as in fine-tuning."""
+    parser.add_argument(
+        "--topp",
+        required=True,
+        help="share of the scored rows kept, in (0, 1], or auto: what the canaries justify",
+    )
+    for name, value, meaning in (
+        ("max_canary_kept", MAX_CANARY_KEPT, "limit of --topp auto"),
+        ("confidence", CONFIDENCE, "of --topp auto's bound"),
+    ):
+        parser.add_argument(f"--{name}", type=float, default=value, help=f"{meaning} ({value})")
 
 
 def read_rows(args: argparse.Namespace) -> "datasets.Dataset":

@@ -11,12 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from seal.command.dataset import add_dataset_flags, read_rows
+from seal.command.dataset import add_dataset_flags, add_topp_flags, read_rows
 from seal.command.sources import source_lines
 from seal.datasets.prompts import whole
 from seal.errors import InputError
 from seal.files import atomic_path
 from seal.selection.artefact import UNSCORED, Selection, select_rows
+from seal.selection.calibration import share_kept
 from seal.selection.keys import row_keys
 from seal.selection.load import load_selection
 
@@ -50,7 +51,7 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser("export", help="write the kept rows for any trainer")
     parser.add_argument("file", help="the selector (.parquet)")
     add_dataset_flags(parser, required=True)
-    parser.add_argument("--topp", type=float, required=True, help="share of scored rows to keep")
+    add_topp_flags(parser)
     parser.add_argument("--format", choices=FORMATS, default="jsonl", help="default: jsonl")
     parser.add_argument("--out", required=True, help="the file to write")
     parser.add_argument(
@@ -61,7 +62,8 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> tuple[dict, str]:
     selection, rows, out = load_selection(args.file), read_rows(args), Path(args.out)
-    selected = select_rows(*row_keys(rows), selection, args.topp, args.unscored)
+    topp = share_kept(selection, args.topp, args.max_canary_kept, args.confidence)
+    selected = select_rows(*row_keys(rows), selection, topp, args.unscored)
     tables = _kept_tables(rows, selected.indices, selection)
     if args.format == "parquet":
         _write_parquet(out, map(_with_all_keys, tables))
@@ -72,14 +74,14 @@ def run(args: argparse.Namespace) -> tuple[dict, str]:
     result = {
         "out": args.out,
         "format": args.format,
-        "topp": args.topp,
+        "topp": topp,
         "kept": len(selected.indices),
         "rows": len(rows),
         "scored": selected.scored,
         "unscored": selected.unscored,
         "missing": selected.missing,
     }
-    text = f"kept {result['kept']} of {len(rows)} rows at topp {args.topp:g}: {args.out}"
+    text = f"kept {result['kept']} of {len(rows)} rows at topp {topp:g}: {args.out}"
     if selected.unscored:
         text += f"\n{selected.unscored} rows have no score: {args.unscored}"
     if selected.missing:

@@ -8,7 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from seal.command.dataset import add_dataset_flags, read_rows
+from seal.command.dataset import add_dataset_flags, add_topp_flags, read_rows
 
 EXAMPLE = """\
 seal report ckpt/demo_softmax.parquet --dataset demo/user.jsonl --topp 0.7 \\
@@ -23,7 +23,7 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument("selection", type=Path, help="the selector's .parquet file")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="file to write")
-    parser.add_argument("--topp", type=float, required=True, help="share of the rows kept, (0, 1]")
+    add_topp_flags(parser)
     add_dataset_flags(parser, required=False)
     parser.add_argument(
         "--column",
@@ -48,6 +48,8 @@ def run(args: argparse.Namespace) -> tuple[dict, str]:
         args.out,
         selection=args.selection,
         topp=args.topp,
+        max_canary_kept=args.max_canary_kept,
+        confidence=args.confidence,
         dataset=None if args.dataset is None else read_rows(args),
         results=args.results,
         evaluation=args.evaluation,

@@ -22,7 +22,7 @@ from seal.report.rows import (
 )
 from seal.report.runs import read_metrics, read_seconds
 from seal.selection.artefact import read_selection
-from seal.selection.calibration import recall_at
+from seal.selection.calibration import CONFIDENCE, MAX_CANARY_KEPT, recall_at, share_kept
 
 USUAL_COLUMNS = ("provenance", "source", "category")  # shown when no column is asked for
 
@@ -31,7 +31,9 @@ def write_report(
     out: str | os.PathLike,
     *,
     selection: Path,
-    topp: float,
+    topp: float | str,
+    max_canary_kept: float = MAX_CANARY_KEPT,
+    confidence: float = CONFIDENCE,
     dataset: str | datasets.Dataset | None = None,
     results: Path | None = None,
     evaluation: Path | None = None,
@@ -49,7 +51,8 @@ def write_report(
     Args:
         out: the HTML file.
         selection: the artefact.
-        topp: share of the scored rows that is kept, in (0, 1].
+        topp: share of the scored rows that is kept, in (0, 1], or "auto".
+        max_canary_kept, confidence: limit of "auto", and of the bound on it.
         dataset: the dataset that was scored, as `load_rows` takes or returns it: row text, columns.
         results: results.json of the demo's comparison (`arms`, `n`, `seconds`).
         evaluation: results.json of an evaluation (`seal.assess.results`).
@@ -69,6 +72,7 @@ def write_report(
     if rows_shown < 0:
         raise InputError(f"rows shown must be 0 or more, got {rows_shown}")
     read = read_selection(selection)
+    topp = share_kept(read, topp, max_canary_kept, confidence)
     page = {
         "title": Path(selection).name,
         "method": str(read.meta.get("method")),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from seal.datasets import SFTDataset
 
 CURVE_POINTS = 101
+MAX_CANARY_KEPT, CONFIDENCE = 0.05, 0.95  # of --topp auto, where nothing else is asked for
 
 
 def draw_canaries(
@@ -84,6 +85,25 @@ def recall_at(selection: Selection, topp: float) -> dict:
     }
 
 
+def share_kept(
+    selection: Selection,
+    topp: float | str,
+    max_canary_kept: float = MAX_CANARY_KEPT,
+    confidence: float = CONFIDENCE,
+) -> float:
+    """The share that `topp` stands for: itself, or for "auto" what the canaries justify.
+
+    Raises:
+        InputError: neither a number nor "auto", or as of `auto_topp`.
+    """
+    if topp == "auto":
+        return auto_topp(selection, max_canary_kept, confidence)
+    try:
+        return float(topp)
+    except ValueError as error:
+        raise InputError(f"topp must be a share in (0, 1] or auto, got {topp!r}") from error
+
+
 def auto_topp(selection: Selection, max_canary_kept: float, confidence: float) -> float:
     """A share to keep that the canaries justify.
 
@@ -101,14 +121,23 @@ def auto_topp(selection: Selection, max_canary_kept: float, confidence: float) -
         topp in (0, 1].
 
     Raises:
-        InputError: no canaries were scored, too few for the claim, or nothing is left to keep.
+        InputError: no canaries were scored, too few for the claim, the score does not tell them
+            from the rows, or nothing is left to keep.
     """
     for name, value in (("max_canary_kept", max_canary_kept), ("confidence", confidence)):
         if not 0 < value < 1:
             raise InputError(f"--{name} must be in (0, 1), got {value:g}")
     if "calibration" not in selection.meta:
         raise InputError("--topp auto needs canaries: score the rows with --canary_dataset")
-    canaries = np.array(selection.meta["calibration"]["canary_scores"])  # ascending
+    calibration = selection.meta["calibration"]
+    low, high = calibration["auroc_interval"]
+    if low <= 0.5:
+        raise InputError(
+            f"--topp auto: the score does not tell the canaries from the rows (AUROC "
+            f"{calibration['auroc']:.3f}, 95 % interval {low:.3f} to {high:.3f} reaches 0.5); "
+            "score again by another method or with longer tuning, or give --topp a number"
+        )
+    canaries = np.array(calibration["canary_scores"])  # ascending
     allowed = _allowed(len(canaries), max_canary_kept, confidence)
     if allowed < 0:
         needed = int(np.ceil(np.log(1 - confidence) / np.log(1 - max_canary_kept)))

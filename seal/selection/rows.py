@@ -8,6 +8,7 @@ from seal.datasets.identity import number_rows
 from seal.datasets.prompts import readable, to_messages
 from seal.errors import InputError
 from seal.selection.artefact import select_rows
+from seal.selection.calibration import share_kept
 from seal.selection.keys import row_keys
 from seal.selection.load import load_selection
 
@@ -15,11 +16,13 @@ from seal.selection.load import load_selection
 def kept_rows(
     dataset: datasets.Dataset,
     selector: str | os.PathLike,
-    topp: float,
+    topp: float | str,
     *,
-    unscored: str = "error",
-    input_key: str | None = None,
-    output_key: str | None = None,
+    unscored: str,
+    input_key: str | None,
+    output_key: str | None,
+    max_canary_kept: float,
+    confidence: float,
 ) -> datasets.Dataset:
     """The rows of `dataset` that a selector keeps; `seal.select` documents the arguments."""
     if not isinstance(dataset, datasets.Dataset):
@@ -29,5 +32,7 @@ def kept_rows(
         )
     plain = dataset.with_format(None)
     rows = readable(number_rows(to_messages(plain, "given", input_key, output_key)))
-    selected = select_rows(*row_keys(rows), load_selection(selector), topp, unscored)
+    selection = load_selection(selector)
+    share = share_kept(selection, topp, max_canary_kept, confidence)
+    selected = select_rows(*row_keys(rows), selection, share, unscored)
     return dataset.select(rows.select(selected.indices)["row"])
