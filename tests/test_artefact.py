@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seal.errors import InputError
-from seal.ids import id_bytes, id_text
+from seal.ids import RowIndex, id_bytes, id_text
 from seal.selection import artefact
 from seal.selection.artefact import (
     Selection,
@@ -22,7 +22,6 @@ from seal.selection.artefact import (
     write_selection,
 )
 from seal.selection.format import FORMAT, SCHEMA
-from seal.selection.keys import RowIndex
 
 
 def make_ids(n: int, seed: int = 0) -> list[str]:
@@ -225,8 +224,7 @@ def test_index_finds_what_a_dictionary_finds(data):
     lines, asked = data.draw(rows), data.draw(rows)
     index = RowIndex.of([name for name, _ in lines], np.array([n for _, n in lines], np.int32))
     first = {key: line for line, key in reversed(list(enumerate(lines)))}
-    repeated = [line for line, key in enumerate(lines) if first[key] != line]
-    assert index.first_duplicate() == (repeated[0] if repeated else None)
+    assert index.copies().tolist() == [lines[:at].count(key) for at, key in enumerate(lines)]
     found = index.find([name for name, _ in asked], np.array([n for _, n in asked], np.int32))
     assert found.tolist() == [first.get(key, -1) for key in asked]
 

@@ -18,7 +18,6 @@ from seal.errors import InputError
 from seal.files import atomic_path
 from seal.selection.artefact import UNSCORED, Selection, select_rows
 from seal.selection.calibration import share_kept
-from seal.selection.keys import row_keys
 from seal.selection.load import load_selection
 
 if TYPE_CHECKING:
@@ -61,6 +60,8 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> tuple[dict, str]:
+    from seal.datasets.identity import row_keys
+
     selection, rows, out = load_selection(args.file), read_rows(args), Path(args.out)
     topp = share_kept(selection, args.topp, args.max_canary_kept, args.confidence)
     selected = select_rows(*row_keys(rows), selection, topp, args.unscored)

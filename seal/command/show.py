@@ -7,7 +7,6 @@ import numpy as np
 
 from seal.command.dataset import add_dataset_flags, read_rows
 from seal.selection.artefact import Selection, read_selection
-from seal.selection.keys import row_keys
 from seal.statistics import effective_rows, entropy
 
 _QUANTILES = (0, 1, 10, 25, 50, 75, 90, 99, 100)  # per cent
@@ -63,6 +62,8 @@ def _texts(args: argparse.Namespace, selection: Selection, lines: np.ndarray) ->
     """line -> messages, for those of `lines` that the dataset still holds."""
     if args.dataset is None or len(lines) == 0:
         return {}
+    from seal.datasets.identity import row_keys
+
     rows = read_rows(args)
     matched = selection.index.find(*row_keys(rows))
     place = {int(matched[i]): int(i) for i in np.flatnonzero(np.isin(matched, lines))}

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from seal.datasets.cache import mapped_table
-from seal.ids import id_bytes
+from seal.ids import RowIndex, id_bytes
 
 # One encoder for all rows: `json.dumps` makes one a call where its arguments are not the defaults.
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode
@@ -38,16 +38,13 @@ def row_id(messages: list[dict], tools: list | None = None) -> str:
 
 def occurrences(ids: np.ndarray) -> np.ndarray:
     """Numbers the copies of each of `ids`, V16 [N], in row order: int32 [N], 0 for the first."""
-    words = ids.view(">u8").reshape(-1, 2)
-    order = np.lexsort(words.T)  # stable
-    ordered = ids[order]
-    is_first = np.ones(len(ids), dtype=bool)
-    is_first[1:] = ordered[1:] != ordered[:-1]
-    starts = np.flatnonzero(is_first)
-    copies = np.diff(np.append(starts, len(ids)))
-    result = np.empty(len(ids), dtype=np.int32)
-    result[order] = np.arange(len(ids)) - np.repeat(starts, copies)
-    return result
+    return RowIndex.of(ids, np.zeros(len(ids), np.int32)).copies()
+
+
+def row_keys(rows: datasets.Dataset) -> tuple[pa.ChunkedArray, np.ndarray]:
+    """(ids, occurrences) of `load_rows`' rows: pyarrow string [N] and numpy int32 [N]."""
+    table = rows.select_columns(["id", "occurrence"]).with_format("arrow")[:]
+    return table["id"], table["occurrence"].to_numpy()
 
 
 def number_rows(rows: datasets.Dataset) -> datasets.Dataset:

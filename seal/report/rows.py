@@ -8,10 +8,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from seal.datasets import load_rows, read_raw
+from seal.datasets.identity import row_keys
 from seal.errors import InputError
+from seal.ids import RowIndex
 from seal.report.figures import number
 from seal.selection.artefact import Selection, kept_mask
-from seal.selection.keys import RowIndex, row_keys
 
 MAX_GROUPS = 20  # distinct values shown before the rest is summed up or a number is binned
 MAX_VALUE = 64  # characters of a column value shown

@@ -18,10 +18,9 @@ import pyarrow.parquet as pq
 
 from seal.errors import InputError
 from seal.files import atomic_path
-from seal.ids import id_bytes, id_text
+from seal.ids import RowIndex, id_bytes, id_text
 from seal.provenance import commit, versions
 from seal.selection.format import FORMAT, SCHEMA, check_lines, check_meta, read_meta
-from seal.selection.keys import RowIndex
 
 UNSCORED = ("error", "drop", "keep")
 BLOCK = 1 << 20  # lines held at a time
@@ -190,11 +189,10 @@ def _read(source) -> Selection:
     meta, n = read_meta(file.schema_arrow), file.metadata.num_rows
     check_meta(meta, n)
     index = check_lines(file.iter_batches(BLOCK, columns=SCHEMA.names), n)
-    selection, repeated = Selection(file, meta, index), index.first_duplicate()
-    if repeated is not None:
-        line = selection.lines(np.array([repeated]))[0]
+    selection, repeated = Selection(file, meta, index), np.flatnonzero(index.copies())[:1]
+    for line in selection.lines(repeated):
         raise InputError(
-            f"line {repeated} repeats id {line['id']} with occurrence {line['occurrence']}"
+            f"line {repeated[0]} repeats id {line['id']} with occurrence {line['occurrence']}"
         )
     return selection
 

@@ -8,8 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from seal.errors import InputError
-from seal.ids import id_bytes
-from seal.selection.keys import RowIndex
+from seal.ids import RowIndex, id_bytes
 
 FORMAT = 1
 METHODS = (

@@ -4,12 +4,11 @@ import os
 
 import datasets
 
-from seal.datasets.identity import number_rows
+from seal.datasets.identity import number_rows, row_keys
 from seal.datasets.prompts import readable, to_messages
 from seal.errors import InputError
 from seal.selection.artefact import select_rows
 from seal.selection.calibration import share_kept
-from seal.selection.keys import row_keys
 from seal.selection.load import load_selection
 
 
