@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 
 from seal.command.dataset import add_dataset_flags, add_topp_flags, read_rows
 from seal.command.sources import source_lines
-from seal.datasets.prompts import whole
 from seal.errors import InputError
 from seal.files import atomic_path
 from seal.selection.artefact import UNSCORED, Selection, select_rows
@@ -194,6 +193,8 @@ def _write_lines(out: Path, lines: Iterable[bytes]) -> None:
 
 def _conversations(table: pa.Table) -> Iterator[tuple[list[dict], list[dict] | None]]:
     """Messages with all their keys, and tools."""
+    from seal.datasets.prompts import whole
+
     extra = table["extra"] if "extra" in table.column_names else pa.nulls(len(table))
     return map(whole, table["messages"].to_pylist(), extra.to_pylist())
 
