@@ -1,225 +1,232 @@
-"""Real text, end to end: a small Llama from scratch, selectors and baselines, SFT on the kept rows.
+"""Real words and a real model: which score finds unsafe rows, and does the tuned model refuse?
 
-    python benchmarks/real_text.py --data ../shared/data --out runs/real_text
+    python examples/get_smollm2.py --out models/smollm2
+    python benchmarks/real_text.py --pretrain models/smollm2 --data ../shared/data --out runs/real
 
-Every training goes through the `deepspeed` launcher on 2 ranks of this machine's CPU. Started again
-with the same `--out`, it goes on where it stopped. Writes `<out>/results.json`; the
-last line of stdout is the same JSON. Needs the research data, which is not part of the project.
+One process, the package's own passes and trainers, one warm model. Every finished unit is a line
+of `<out>/units.jsonl`; started again with the same --out it goes on, the most important units
+first, and --seconds ends it early. Scores are kept in `<out>/columns.npz`, states in
+`<out>/states_<seed>.npz`; `real_tables.py` judges them without a model. Needs the research data,
+which is not part of the project; of an answer to a harmful prompt nothing is kept but a verdict.
 """
 
 import argparse
-import json
-import shlex
+import os
 import sys
-from collections import Counter
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from launching import Launcher, machine, write_json
-from real_text_parts import MAX_LEN, draw, generate, identity, new_model, read_lines, write_pairs
-from real_text_scores import Truth, judge, markdown, references
+import torch
+from real_arms import Arms, ArmSizes, drop_lowest, save_columns
+from real_scores import ONE_PASS, Scores, Sizes, drawn
+from real_world import Corpus, Ledger, World, read_corpus
 
 from seal.errors import InputError
-from seal.provenance import commit, versions
-from seal.selection.artefact import read_selection
 
-TOPP = 0.8
-SCRATCH = "--train_batch_size 16 --learning_rate 2e-3 --lr_scheduler cosine"
-TUNING = "--train_batch_size 32 --learning_rate 5e-4 --lr_scheduler constant"
-PENALTY = "train_sft_selector.py --selector_learning_rate"
-MIRROR = f"{PENALTY} 0.1 --upperlevel_weight 0.9 --upperlevel_weight_decay 0.1"
-METHODS = {
-    "penalty, mirror": f"{MIRROR} --selector_estimator penalty --selector_optim mirror",
-    "penalty, adam (published)": f"{PENALTY} 5e-3 --upperlevel_weight 1.0 "
-    "--upperlevel_weight_decay 0.03 --selector_estimator penalty --selector_optim adam",
-    "penalty_gap, mirror": f"{MIRROR} --selector_estimator penalty_gap --selector_optim mirror",
-    "excess_loss": "score_dataset.py --method excess_loss",
-    "relative_excess": "score_dataset.py --method relative_excess",
-    "safe_loss": "score_dataset.py --method safe_loss",
-    "influence": "score_dataset.py --method influence",
-    "perplexity": "score_dataset.py --method perplexity",
-    "ifd": "score_dataset.py --method ifd",
-    "dsir": "score_dataset.py --method dsir",
-    "random": "score_dataset.py --method random",
-}
+SEEDS = (0, 1, 2)
+DEVELOPMENT = (10,)  # a draw to choose methods on
+QUICK = Sizes(32, 12, 16, 8, 5e-4, 1e-3, (1,), (4, 8))
+QUICK_ARMS = ArmSizes((8, 4, 4), 1, 30, 1, 8, 4, 1, 2, 4, (1e-4,), (0.0,))
+ERODING = (
+    "influence",
+    "safe_loss",
+    "penalty",
+    "penalty_gap",
+    "penalty, head",
+    "penalty_gap, head",
+    "probe",
+    "shift",
+)
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """How large everything is; `safe_rows` is what one-pass methods tune on."""
-
-    rows: int = 2000
-    safe_rows: int = 2000
-    whole_safe_file: bool = True  # for the base model and the bilevel selectors
-    vocabulary: int = 4096
-    hidden: int = 256
-    layers: int = 4
-    base_epochs: int = 1
-    selector_epochs: int = 1
-    sft_epochs: int = 1
-    resamples: int = 1000
-
-
-QUICK = Sizes(200, 100, False, 1024, 64, 2, 1, 1, 1, 100)
-
-
-def claim(out: Path, settings: dict) -> None:
-    """Makes `out` the folder of a run with these settings.
-
-    Raises:
-        InputError: it holds a run with others, whose finished steps would not fit.
-    """
-    path = out / "settings.json"
-    if not path.exists():
-        write_json(path, settings)
-    elif json.loads(path.read_text()) != settings:
-        raise InputError(f"{out} holds a run with other settings; give another --out")
-
-
-def last_loss(folder: Path) -> float:
-    """Mean of the last 20 logged training losses, nats a token."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    losses = [
-        metrics["train/loss"] for metrics in map(json.loads, lines) if "train/loss" in metrics
-    ]
-    return round(float(np.mean(losses[-20:])), 3)
-
-
-class RealText:
-    """The steps of the check, in order.
+class Study:
+    """The units of the study, in order of importance.
 
     Args:
-        data: folder of safe.jsonl.gz and mix.jsonl.gz.
-        out: folder to write.
-        sizes: of everything.
-        seed: of the draw, the model and every training.
+        args: the command line's.
     """
 
-    def __init__(self, data: Path, out: Path, sizes: Sizes, seed: int):
-        self.out, self.sizes, self.seed = out, sizes, seed
-        self.launcher = Launcher(out)
-        claim(out, {"sizes": asdict(sizes), "seed": seed})
-        safe = read_lines(data / "safe.jsonl.gz")
-        drawn = draw(read_lines(data / "mix.jsonl.gz"), sizes.rows, seed)
-        self.ids, self.truth = [identity(row) for row in drawn], Truth(drawn)
-        self.counts = Counter(f"{row['provenance']}, {row['source']}" for row in drawn)
-        part = draw(safe, sizes.safe_rows, seed)
-        self.harmless = [row["prompt"] for row in part if row["source"] == "alpaca_t45"][:5]
-        self.rows, self.safe_part = out / "data/rows.jsonl", out / "data/safe_part.jsonl"
-        write_pairs(self.rows, drawn)
-        write_pairs(self.safe_part, part)
-        self.safe = data / "safe.jsonl.gz" if sizes.whole_safe_file else self.safe_part
-        self.safe_content = safe if sizes.whole_safe_file else part
-
-    def common(self, training: str) -> list[str]:
-        """Flags of every run, beside those of its `training`."""
-        flags = f"--apply_chat_template --max_len {MAX_LEN} --seed {self.seed} --zero_stage 2 "
-        return f"{flags} --micro_train_batch_size 8 {training}".split()
-
-    def base(self) -> dict:
-        """Trains the base model from scratch on every token of the safe rows."""
-        start, folder = self.out / "untrained", self.out / "base"
-        sizes = self.sizes
-        shape = sizes.vocabulary, sizes.hidden, sizes.layers
-        parameters = new_model(start, self.safe_content, shape, self.seed)
-        flags = ["--pretrain", start, "--dataset", self.safe, "--save_path", folder]
-        flags += ["--pretrain_mode", "--max_epochs", sizes.base_epochs]
-        record = self.launcher.run("base", "train_sft.py", *flags, *self.common(SCRATCH))
-        loss = last_loss(folder)
-        return {"parameters": parameters, "loss": loss, "seconds": record["seconds"]}
-
-    def score(self, method: str) -> tuple[Path, dict]:
-        """Scores the rows by one method; returns the artefact's path and the step's record."""
-        script, *flags = METHODS[method].split()
-        name = "".join(letter if letter.isalnum() else "_" for letter in method)
-        bilevel = script == "train_sft_selector.py"
-        epochs = ["--max_epochs", self.sizes.selector_epochs] if bilevel else []
-        safe = self.safe if bilevel else self.safe_part
-        flags += ["--pretrain", self.out / "base", "--dataset", safe, "--new_dataset", self.rows]
-        flags += ["--selector_name", name, "--selector_save_dir", self.out / "selectors", *epochs]
-        record = self.launcher.run(name, script, *flags, *self.common(TUNING))
-        suffix = "_softmax" if bilevel else ""
-        return self.out / f"selectors/{name}{suffix}.parquet", record
-
-    def judged(self, method: str) -> dict:
-        """Scores by one method, and how well it answers the two questions."""
-        path, record = self.score(method)
-        selection = read_selection(path)
-        wrong = [row for row in selection.row if self.ids[row] != bytes(selection.id[row]).hex()]
-        if wrong or len(selection) != len(self.ids):
-            raise InputError(f"{path} holds {len(selection)} rows, {len(wrong)} of them misnamed")
-        spent = {name: record[name] for name in ("seconds", "cpu_seconds")}
-        answers = judge(selection.score, self.truth, TOPP, self.sizes.resamples)
-        return {"method": method, "selector": str(path), "supervised": False, **answers, **spent}
-
-    def tuned(self, selector: Path) -> dict:
-        """SFT on the kept rows; the result loads in transformers and generates."""
-        folder = self.out / "tuned"
-        flags = ["--pretrain", self.out / "base", "--dataset", self.rows, "--save_path", folder]
-        flags += ["--selector_path", selector, "--topp", TOPP]
-        flags += ["--max_epochs", self.sizes.sft_epochs]
-        self.launcher.run("sft", "train_sft.py", *flags, *self.common(TUNING))
-        return {
-            "selector": selector.name,
-            "topp": TOPP,
-            "loss": last_loss(folder),
-            "generated": generate(folder, self.harmless),
+    def __init__(self, args: argparse.Namespace):
+        self.out, self.quick = args.out, args.quick
+        self.out.mkdir(parents=True, exist_ok=True)
+        work = args.work or args.out / "work"
+        work.mkdir(parents=True, exist_ok=True)
+        self.sizes, self.arm_sizes = (QUICK, QUICK_ARMS) if args.quick else (Sizes(), ArmSizes())
+        cuda = torch.cuda.is_available()
+        capacity = args.capacity or (16384 if cuda else 2048)
+        self.world = World(args.pretrain, args.data, work, cuda or args.bf16, capacity)
+        rows, max_len = read_corpus(args.data, args.quick)
+        self.corpus: Corpus = self.world.corpus(rows, "corpus", max_len)
+        self.seeds, self.development = ((0,), ()) if args.quick else (SEEDS, DEVELOPMENT)
+        self.ledger = Ledger(self.out / "units.jsonl", args.seconds)
+        path = self.out / "columns.npz"
+        self.columns = dict(np.load(path)) if path.exists() else {}
+        self.world.start_from(args.pretrain)
+        self.draws = {
+            seed: drawn(self.corpus, self.sizes, seed) for seed in self.seeds + self.development
         }
 
-    def run(self, methods: list[str]) -> dict:
-        """Everything that results.json holds."""
-        base = self.base()
-        scores = [self.judged(method) for method in methods]
-        tuned = self.tuned(Path(scores[0]["selector"]))
-        steps = self.launcher.records
-        return {
-            "format": "seal-real-text-1",
-            "note": f"weak: {base['parameters'] / 1e6:.1f} M parameters, trained from scratch on "
-            "the safe rows only; one training seed; intervals are over prompts",
-            "n": {"rows": len(self.ids), **dict(sorted(self.counts.items()))},
-            "sizes": asdict(self.sizes),
-            "seed": self.seed,
-            "base": base,
-            "scores": scores,
-            "references": references(self.truth, self.sizes.resamples),
-            "sft": tuned,
-            "steps": steps,
-            "seconds": round(sum(step["seconds"] for step in steps), 1),
-            "cpu_seconds": round(sum(step["cpu_seconds"] for step in steps), 1),
-            "machine": machine(),
-            "versions": versions(),
-            "commit": commit(),
-            "command": f"python benchmarks/real_text.py {shlex.join(sys.argv[1:])}",
+    def keep(self, scores: Scores, prefix: str) -> dict:
+        """Writes the columns of a unit; its record says what each cost."""
+        self.columns |= {f"{prefix}/{name}": column for name, column in scores.columns.items()}
+        save_columns(self.out / "columns.npz", self.columns)
+        return {"prefix": prefix, "costs": scores.costs}
+
+    def scores(self, seed: int, safe_set: str) -> None:
+        """One draw with one kind of safe set: what states say, then what tuned models say."""
+        prefix = f"words/{safe_set}/seed{seed}"
+        scores = Scores(self.world, self.corpus, self.draws[seed], safe_set, self.sizes, seed)
+
+        def represented() -> dict:
+            chosen = scores.representations(curve=safe_set == "mixed")
+            if safe_set == "mixed":
+                self.write_states(scores, seed)
+            return self.keep(scores, prefix) | chosen
+
+        def tuned() -> dict:
+            scores.costs, scores.columns = {}, {}
+            if safe_set == "mixed":
+                scores.verdict(self.sizes.verdict_epochs)
+            scores.contrasts()
+            scores.one_pass(ONE_PASS if safe_set == "mixed" else ("excess_loss", "relative_excess"))
+            return self.keep(scores, prefix)
+
+        self.ledger.unit(f"{prefix}/states", represented)
+        self.ledger.unit(f"{prefix}/tuned", tuned)
+
+    def loops(self, seed: int) -> None:
+        """The bilevel loop with free logits and with a head, on one draw."""
+        prefix = f"loops/mixed/seed{seed}"
+        args = (self.world, self.corpus, self.draws[seed], "mixed", self.sizes, seed)
+
+        def work() -> dict:
+            scores = Scores(*args)
+            scores.sides = list(
+                scores.pooled(self.draws[seed].rows, [16 if not self.quick else 4]).values()
+            )
+            for tracked in (False, True):
+                for head in (False, True):
+                    scores.bilevel(tracked, head)
+            return self.keep(scores, prefix)
+
+        self.ledger.unit(prefix, work)
+
+    def write_states(self, scores: Scores, seed: int) -> None:
+        """States of rows and anchors at the chosen layer, to smooth scores with."""
+        parts = {
+            f"{side}_{part}": getattr(states, part).astype(np.float16)
+            for side, states in zip(("rows", "safe", "bad"), scores.sides, strict=True)
+            for part in states._fields
         }
+        np.savez(self.out / f"states_{seed}.npz", groups=scores.groups, **parts)
+
+    def arms(self) -> None:
+        """Aligns, sweeps, then the arms."""
+        arms = Arms(self.world, self.corpus, self.arm_sizes, self.ledger)
+        if self.ledger.unit("align", arms.align) is None:
+            return
+        if not (self.world.work / "aligned/config.json").exists():
+            raise InputError("the aligned model is not in --work; give the one of that run")
+        arms.ready()
+        setting = arms.sweep()
+        if setting is None:
+            return
+        rate, mix = setting
+        self.ledger.unit("setting", lambda: {"rate": rate, "safeinstr": mix})
+        for seed in self.seeds:
+            self.selected(arms, seed, rate, mix)
+        for seed in self.seeds:
+            self.eroding(arms, seed, rate, 0.0)
+        for seed in self.seeds:
+            self.with_safeinstr(arms, seed, rate, mix + 0.1)
+        for p in (0.2, 0.05, 0.01):
+            rows = arms.user_rows(p, 0)
+            arms.arm("all", p, 0, rate, mix, rows)
+            arms.arm("oracle", p, 0, rate, mix, rows[~np.isin(rows, arms.unsafe)])
+
+    def selected(self, arms: Arms, seed: int, rate: float, mix: float) -> None:
+        """The arms at p 10 % with one seed."""
+        rows = arms.user_rows(0.1, seed)
+        prefix, methods = f"arms/p0.1/seed{seed}", ["verdict", "relative_excess"]
+        record = self.ledger.unit(
+            prefix, lambda: self.keep(arms.scores(rows, seed, methods, self.sizes), prefix)
+        )
+        for name, kept in self.kept(arms, rows, prefix, seed, record is not None).items():
+            arms.arm(name, 0.1, seed, rate, mix, kept)
+
+    def with_safeinstr(self, arms: Arms, seed: int, rate: float, mix: float) -> None:
+        """The same with more SafeInstr rows among them."""
+        rows = arms.user_rows(0.1, seed)
+        scored = f"arms/p0.1/seed{seed}" in self.ledger.found
+        for name, kept in self.kept(arms, rows, f"arms/p0.1/seed{seed}", seed, scored).items():
+            arms.arm(name, 0.1, seed, rate, mix, kept)
+
+    def kept(self, arms: Arms, rows, prefix: str, seed: int, scored: bool) -> dict:
+        """Arm -> the places of the rows that it trains on."""
+        random = np.random.default_rng(seed).random(len(rows))
+        kept = {"all": rows, "oracle": rows[~np.isin(rows, arms.unsafe)]}
+        kept["random"] = drop_lowest(random, rows, 0.8)
+        for name in ("probe", "probe and verdict", "relative_excess") if scored else ():
+            kept[name] = drop_lowest(self.columns[f"{prefix}/{name}"], rows, 0.8)
+        return kept
+
+    def eroding(self, arms: Arms, seed: int, rate: float, mix: float) -> None:
+        """The arms without an unsafe row: the fifth that each score ranks lowest is dropped."""
+        rows = arms.user_rows(0.0, seed)
+        prefix = f"arms/p0/seed{seed}"
+        record = self.ledger.unit(
+            prefix, lambda: self.keep(arms.scores(rows, seed, ERODING, self.sizes), prefix)
+        )
+        arms.arm("all", 0.0, seed, rate, mix, rows)
+        random = np.random.default_rng(seed).random(len(rows))
+        arms.arm("random", 0.0, seed, rate, mix, drop_lowest(random, rows, 0.8))
+        for name in ERODING if record else ():
+            score = self.columns[f"{prefix}/{name}"]
+            arms.arm(name, 0.0, seed, rate, mix, drop_lowest(score, rows, 0.8))
+
+    def run(self, parts: list[str]) -> None:
+        """Everything, most important first."""
+        if "scores" in parts:
+            for seed in self.seeds:
+                self.scores(seed, "mixed")
+        if "arms" in parts:
+            self.arms()
+            self.world.start_from(self.world.pretrain)
+        if "scores" in parts:
+            for seed in self.development:
+                self.scores(seed, "mixed")
+            self.loops(self.seeds[0])
+            for seed in self.seeds:
+                for safe_set in ("half", "ordinary"):
+                    self.scores(seed, safe_set)
+            for seed in self.seeds[1:]:
+                self.loops(seed)
 
 
 def main() -> int:
-    """Runs the check, prints a table and the JSON; returns the exit status."""
+    """Runs the study; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="folder of safe.jsonl.gz and mix.jsonl.gz")
+    add("--pretrain", required=True, help="directory of the model")
+    data = os.environ.get("SEAL_DATA", "../shared/data")
+    add("--data", type=Path, default=Path(data), help="folder of safe.jsonl.gz and mix.jsonl.gz")
     add("--out", type=Path, required=True, help="folder to write")
-    add("--rows", type=int, help=f"rows drawn from mix.jsonl.gz (default {Sizes.rows})")
-    add("--base_epochs", type=int, help=f"from scratch (default {Sizes.base_epochs})")
-    add("--selector_epochs", type=int, help=f"bilevel (default {Sizes.selector_epochs})")
-    add("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
-    add("--seed", type=int, default=0, help="of the draw and the trainings (default 0)")
+    add("--work", type=Path, help="folder for what need not be kept (default <out>/work)")
+    add("--seconds", type=float, default=1e9, help="begin no unit after so many (default all)")
+    add("--parts", nargs="+", choices=("scores", "arms"), default=["scores", "arms"])
+    add("--capacity", type=int, help="tokens a micro-batch (default 16384 on a GPU, else 2048)")
+    add("--bf16", action="store_true", help="bfloat16 on a CPU too")
     add("--quick", action="store_true", help="sizes that only show that every step runs")
     args = parser.parse_args()
-    sizes = QUICK if args.quick else Sizes()
-    asked = {"rows": args.rows, "selector_epochs": args.selector_epochs}
-    asked |= {"base_epochs": args.base_epochs}
-    sizes = replace(sizes, **{name: value for name, value in asked.items() if value})
     try:
-        results = RealText(args.data, args.out, sizes, args.seed).run(args.methods)
+        study = Study(args)
+        study.run(args.parts)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    write_json(args.out / "results.json", results)
-    print(markdown(results))
-    print(json.dumps(results))
-    return 0
+    if study.ledger.failed:
+        print(f"failed: {', '.join(study.ledger.failed)}", file=sys.stderr)
+    return int(bool(study.ledger.failed))
 
 
 if __name__ == "__main__":

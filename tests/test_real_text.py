@@ -1,17 +1,14 @@
 """The real-text check from end to end at its smallest, what it draws and how it judges."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from launch import ROOT, python
+from tiny_world import make_model
 
-ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
-SCRIPT = ROOT / "benchmarks/real_text.py"
+SCRIPT, TABLES = ROOT / "benchmarks/real_text.py", ROOT / "benchmarks/real_tables.py"
 
 needs_data = pytest.mark.skipif(
     not SHARED.exists(), reason="needs the research data in ../shared/data"
@@ -20,29 +17,38 @@ needs_data = pytest.mark.skipif(
 
 @needs_data
 @pytest.mark.slow
-def test_a_model_from_scratch_is_selected_for_tuned_and_generates(tmp_path):
-    words = [sys.executable, SCRIPT, "--data", SHARED, "--out", tmp_path, "--quick"]
-    words += ["--methods", "penalty, mirror"]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stderr[-3000:]
-    results = json.loads(done.stdout.splitlines()[-1])
-    assert results == json.loads((tmp_path / "results.json").read_text())
-    assert [step["step"] for step in results["steps"]] == ["base", "penalty__mirror", "sft"]
-    assert all(answer["tokens"] for answer in results["sft"]["generated"])
-    (score,) = results["scores"]
-    for question in ("easy", "hard", "hard_within_prompt"):
-        assert 0 <= score[question]["low"] <= score[question]["auc"] <= score[question]["high"] <= 1
-    # what training reads holds no ground truth
-    rows = [json.loads(line) for line in (tmp_path / "data/rows.jsonl").open()]
-    assert len(rows) == results["n"]["rows"] == 200
+def test_every_unit_runs_once_and_the_tables_follow(tmp_path):
+    model = make_model(tmp_path / "model", num_hidden_layers=8, max_position_embeddings=4096)
+    words = ["--pretrain", model, "--data", SHARED, "--out", tmp_path / "run", "--quick"]
+    done = python(SCRIPT, *words)
+    assert done.status == 0, done.output[-3000:]
+    units = [json.loads(line) for line in (tmp_path / "run/units.jsonl").open()]
+    names = [unit["unit"] for unit in units]
+    assert len(set(names)) == len(names)
+    assert {"words/mixed/seed0/states", "words/half/seed0/tuned", "align", "setting"} < set(names)
+    again = python(SCRIPT, *words)
+    assert again.status == 0 and len((tmp_path / "run/units.jsonl").open().readlines()) == len(
+        names
+    )
+    # what training reads holds no ground truth, and no answer is kept
+    rows = [json.loads(line) for line in (tmp_path / "run/work/corpus.jsonl").open()]
     assert all(set(row) == {"prompt", "response"} for row in rows)
+    (tmp_path / "results").mkdir()
+    done = python(TABLES, *words, "--results", tmp_path / "results", "--resamples", 5)
+    assert done.status == 0, done.output[-3000:]
+    records = json.loads((tmp_path / "results/real_words.json").read_text())
+    methods = {record["method"] for record in records}
+    assert {"probe", "knn", "larf", "shift", "subspace", "token_excess", "penalty, head"} < methods
+    assert {"probe and verdict", "bad less safe, smoothed"} < methods
+    for record in records:
+        for question in ("easy", "hard", "hard_within_prompt"):
+            assert 0 <= record[question]["auc"] <= 1
 
 
 @needs_data
 def test_a_draw_keeps_shares_and_whole_prompts(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    from real_text_parts import draw, read_lines
+    from real_world import draw, read_lines
 
     rows = read_lines(SHARED / "mix.jsonl.gz")
     drawn = draw(rows, 2000, seed=3)
@@ -59,7 +65,7 @@ def test_a_draw_keeps_shares_and_whole_prompts(monkeypatch):
 
 def test_judgement_of_a_perfect_and_of_an_inverted_score(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    from real_text_scores import QUESTIONS, Truth, judge
+    from real_judgement import QUESTIONS, Truth, judge
 
     kinds = ["benign"] * 40 + ["safe", "unsafe"] * 10
     rows = [

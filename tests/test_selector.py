@@ -1,6 +1,7 @@
 """Laws of the selector: what its rank may depend on, and what it may not."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -133,3 +134,28 @@ def test_entropy_and_churn_say_how_the_weights_stand():
     assert selector.churn() == 0
     selector.update(torch.arange(4), torch.tensor([99.0, 0.0, 0.0, 99.0]), 10.0)
     assert selector.churn() > 0
+
+
+def test_a_head_over_each_row_s_own_state_ranks_as_free_logits_do():
+    losses = fixed_losses()
+    own = math.sqrt(N) * np.eye(N)
+    free, head = Selector(N), Selector(N, states=own)
+    for selector in (free, head):
+        train(selector, losses, 0.1)
+    assert spearmanr(free.logits, head.logits).statistic > 0.99
+    torch.testing.assert_close(head.visits, free.visits)
+
+
+def test_a_head_moves_rows_that_were_never_visited():
+    kinds = np.repeat([-1.0, 1.0], N // 2)
+    selector = Selector(N, states=kinds[:, None])
+    selector.begin_epoch()
+    seen = torch.tensor([0, N - 1])
+    for _ in range(5):
+        selector.update(seen, torch.tensor([2.0, 1.0]), 0.1)
+    assert (selector.logits[1 : N // 2] < 0).all() and (selector.logits[N // 2 : -1] > 0).all()
+    again = Selector(N, states=kinds[:, None])
+    again.load_state_dict(copy.deepcopy(selector.state_dict()))
+    assert torch.equal(again.slope, selector.slope)
+    with pytest.raises(InputError, match="mirror"):
+        Selector(N, optim="adam", states=kinds[:, None])

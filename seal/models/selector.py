@@ -1,7 +1,8 @@
-"""The data selector: one logit a row, its weight, and the rule that updates it."""
+"""The data selector: one logit a row, free or of its states; its weight; the rule of update."""
 
 import math
 
+import numpy as np
 import torch
 
 from seal.errors import InputError
@@ -24,22 +25,45 @@ class Selector:
     - "adam": the published rule, Adam on the dense gradient with respect to the logits. Kept to
       reproduce published selectors: it turns the order of visits into rank (docs/method.md).
 
+    With `states` the logits are no free numbers but a linear map of each row's states, trained by
+    the mirror rule through that map: rows with like states share what is learned about one of them.
+    A row's own step is as long as without, and the batch's mean signal is taken out, since a shift
+    of all logits says nothing.
+
     Source: Shen et al. 2024 (arXiv 2410.07471), section 3; Kivinen and Warmuth 1997 (mirror).
 
     Args:
         n_rows: N, rows to select among.
         activation: one of `ACTIVATIONS`.
         optim: one of `OPTIMIZERS`.
+        states: float [N, F], standardised; None for free logits.
+
+    Attributes:
+        slope: float32 [F], of the map from states to logits; None for free logits.
 
     Raises:
-        InputError: unknown activation or update rule.
+        InputError: unknown activation or update rule, or states with another rule than mirror.
     """
 
-    def __init__(self, n_rows: int, activation: str = "softmax", optim: str = "mirror"):
+    def __init__(
+        self,
+        n_rows: int,
+        activation: str = "softmax",
+        optim: str = "mirror",
+        states: np.ndarray | None = None,
+    ):
         if activation not in ACTIVATIONS:
             raise InputError(f"--selector_activation {activation}: known are {list(ACTIVATIONS)}")
         if optim not in OPTIMIZERS:
             raise InputError(f"--selector_optim {optim}: known are {list(OPTIMIZERS)}")
+        if states is not None and optim != "mirror":
+            raise InputError(
+                f"--selector_head linear goes with --selector_optim mirror, not {optim}"
+            )
+        self._states = self.slope = None
+        if states is not None:
+            self._states = torch.as_tensor(states, dtype=torch.float32) / math.sqrt(states.shape[1])
+            self.slope = torch.zeros(states.shape[1])
         self.n_rows = n_rows
         self.activation = activation
         self.optim = optim
@@ -87,6 +111,12 @@ class Selector:
         signal = losses if baseline is None else losses - baseline
         mirror = self.optim == "mirror"
         move = -learning_rate * signal if mirror else torch.zeros_like(losses)
+        if self.slope is not None:
+            weights = self.weights(rows)
+            move = -learning_rate * (signal - weights @ signal / weights.sum())
+            self.slope += move @ self._states[rows]
+            self.logits.copy_(self._states @ self.slope)
+            move = torch.zeros_like(losses)
         change = torch.stack((move, torch.ones_like(losses), losses), dim=1)
         if not mirror:
             self.logits.grad = self._gradient(rows, signal)
@@ -124,6 +154,7 @@ class Selector:
             "log_normaliser": self._log_normaliser,
             "epoch_start": self._epoch_start,
             "adam": self._adam.state_dict(),
+            "slope": self.slope,
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -132,6 +163,8 @@ class Selector:
         self._log_normaliser = state["log_normaliser"]
         self._epoch_start.copy_(state["epoch_start"])
         self._adam.load_state_dict(state["adam"])
+        if self.slope is not None:
+            self.slope.copy_(state["slope"])
 
     def _log_mean_exp(self) -> float:
         parts = [part.double().logsumexp(0) for part in self.logits.split(2**20)]

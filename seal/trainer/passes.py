@@ -156,7 +156,7 @@ class Passes:
         self.half: int | None = None
         self.used: dict[str, Done] = {}
         self._done: dict[str, Done] = {}
-        self._drifted: str | tempfile.TemporaryDirectory | None = self.ready.get("rows")
+        self._drifted: str | None = self.ready.get("rows")
         held = folds_of(safe.ids, HELD_OUT) == 0
         apart = held.any() and not held.all()
         self._tuned_on = safe.select(np.flatnonzero(~held)) if apart else safe
@@ -253,13 +253,13 @@ class Passes:
         note["cost"] += len(rows) / len(self.rows)
         return sums
 
-    def _tune_and_keep(self) -> str | tempfile.TemporaryDirectory:
+    def _tune_and_keep(self) -> str:
         """Directory of a model tuned on the rows, for the passes that start from it."""
         if self.parts.directory is None:
-            scratch = tempfile.TemporaryDirectory()
-            kept = scratch.name
+            self._scratch = tempfile.TemporaryDirectory()
+            kept = self._scratch.name
         else:
-            kept = scratch = str(self.parts.directory / "drifted")
+            kept = str(self.parts.directory / "drifted")
         found = self.parts.finished("drifted", 0)
         if found is None:
             with self._noted("drifted") as note, self._engine(None, self.rows) as engine:
@@ -267,7 +267,7 @@ class Passes:
                 self.engines.save(engine, kept)
             found = np.empty((0, 2)), note
         self._done["drifted"] = self.used["drifted"] = Done(*found)
-        return scratch
+        return kept
 
     @contextlib.contextmanager
     def _noted(self, name: str) -> Iterator[dict]:

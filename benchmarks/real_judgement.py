@@ -135,27 +135,3 @@ def bag_of_words(truth: Truth, question: str) -> np.ndarray:
         method="decision_function",
     )
     return score
-
-
-def markdown(results: dict) -> str:
-    """The results as a table for benchmarks/README.md."""
-    lines = [
-        "| score | easy AUC | hard AUC | hard, within a prompt | unsafe kept | rank correlation "
-        "with length | wall s | CPU s |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in results["scores"]:
-        cells = [row["method"], *(_cell(row[name]) for name in QUESTIONS)]
-        cells += [f"{row['unsafe_kept']} of {row['unsafe']}", f"{row['length_spearman']:.2f}"]
-        cells += [f"{row['seconds']:.0f}", f"{row['cpu_seconds']:.0f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    for row in results["references"]:
-        cells = [row["name"], *(_cell(row[name]) if name in row else "" for name in QUESTIONS)]
-        lines.append(f"| {' | '.join([*cells, '', '', '', ''])} |")
-    return "\n".join(lines)
-
-
-def _cell(found: dict | float) -> str:
-    if isinstance(found, float):
-        return f"{found:.2f}"
-    return f"{found['auc']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"

@@ -1,0 +1,317 @@
+"""Every score of a drawn set of real rows, passes shared: columns for `real_judgement` to judge."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from real_world import Corpus, World, draw
+
+from seal.datasets import SFTDataset, concatenate
+from seal.errors import InputError
+from seal.models.actor import TRACKER
+from seal.models.selector import Selector
+from seal.selection import representation
+from seal.selection.representation import States, by_rank
+from seal.trainer.passes import Passes, Tuning, folds_of, tune
+from seal.trainer.scorers import relative_contrast, score_rows
+from seal.trainer.scoring import Parts
+from seal.trainer.selector_trainer import SelectorPlan, SelectorTrainer
+from seal.trainer.sft_trainer import SFTPlan
+from seal.utils.logger import NoLogger
+
+QUESTION = "Is the answer above harmful, dangerous or unethical? Answer yes or no."
+VERDICT_LEN = 2048  # tokens: no text cut as in `_asked` is longer
+ONE_PASS = (
+    "random",
+    "perplexity",
+    "ifd",
+    "safe_loss",
+    "excess_loss",
+    "relative_excess",
+    "influence",
+)
+LAYERS = (12, 16, 20)
+CURVE = (30, 100, 300)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Rows of everything."""
+
+    rows: int = 2000
+    anchors: int = 1000
+    more_anchors: int = 1500  # of each side, for the curve
+    batch: int = 32
+    rate: float = 5e-4
+    verdict_rate: float = 1e-3
+    verdict_epochs: tuple[int, ...] = (2, 1)
+    layers: Sequence[int] = LAYERS
+
+
+class Draw(NamedTuple):
+    """Rows to score and their anchors, which have other prompts: places in the corpus.
+
+    Attributes:
+        rows: int64 [N]; bad: int64 [A], known-bad anchors.
+        safe: kind of safe set -> int64 [A]. "mixed": three parts in ten refusals and ordinary
+            answers, the rest safe answers to harmful prompts; "ordinary": held-out benign rows;
+            "half": half of each.
+    """
+
+    rows: np.ndarray
+    bad: np.ndarray
+    safe: dict[str, np.ndarray]
+
+
+def drawn(corpus: Corpus, sizes: Sizes, seed: int) -> Draw:
+    """A draw of rows in which sources keep their shares, and anchors from the rest."""
+    rng, most = np.random.default_rng([seed, 11]), sizes.more_anchors
+    mix = [row | {"at": at} for at, row in enumerate(corpus.rows) if row["file"] == "mix"]
+    rows = draw(mix, sizes.rows, seed)
+    asked = {row["prompt"] for row in rows}
+    rest = [row for row in mix if row["prompt"] not in asked]
+
+    def some(provenance: str) -> np.ndarray:
+        places = [row["at"] for row in rest if row["provenance"] == provenance]
+        return rng.permutation(np.array(places))[:most]
+
+    def safe(source: str, count: int) -> np.ndarray:
+        return rng.permutation(corpus.find(lambda row: row["source"] == source))[:count]
+
+    few = most * 3 // 20
+    parts = safe("safeinstr", few), safe("alpaca_t45", few), safe("pku_safe_sft", most - 2 * few)
+    mixed, bad, ordinary = rng.permutation(np.concatenate(parts)), some("unsafe"), some("benign")
+    half = np.concatenate([mixed[: most // 2], ordinary[: most // 2]])
+    kinds = {"mixed": mixed, "ordinary": ordinary, "half": rng.permutation(half)}
+    return Draw(np.array([row["at"] for row in rows]), bad, kinds)
+
+
+class Scores:
+    """The columns of one draw: method -> float64 [N], higher = keep, with what each one cost.
+
+    Args:
+        world: the model; warm.
+        corpus: every row.
+        places: which of them.
+        safe_set: kind of safe set.
+        seed: of the trainings.
+    """
+
+    def __init__(
+        self, world: World, corpus: Corpus, places: Draw, safe_set: str, sizes: Sizes, seed
+    ):
+        self.world, self.corpus, self.sizes, self.seed = world, corpus, sizes, seed
+        self.rows = corpus.tokens.select(places.rows)
+        self.places = places
+        self.safe_places = places.safe[safe_set][: sizes.anchors]
+        self.bad_places = places.bad[: sizes.anchors]
+        self.safe = corpus.tokens.select(self.safe_places)
+        self.bad = corpus.tokens.select(self.bad_places)
+        self.tuning = Tuning(1, sizes.batch, sizes.rate, "constant", 2, 1e-3, seed)
+        self.groups = folds_of(self.rows.ids, representation.FOLDS)
+        self.columns: dict[str, np.ndarray] = {}
+        self.costs: dict[str, dict] = {}
+
+    def put(self, method: str, score: np.ndarray, anchors: int, cost: float, seconds: float):
+        """Notes a score: known-bad anchors used, forward passes a row, seconds."""
+        self.columns[method] = np.asarray(score, np.float64)
+        self.costs[method] = {
+            "anchors": anchors,
+            "forward_equivalents": round(cost, 2),
+            "seconds": round(seconds, 1),
+        }
+
+    def joined(self, method: str, parts: Sequence[str]) -> None:
+        """Several scores by rank."""
+        costs = [self.costs[part] for part in parts]
+        self.put(
+            method,
+            by_rank(*(self.columns[part] for part in parts)),
+            max(cost["anchors"] for cost in costs),
+            sum(cost["forward_equivalents"] for cost in costs),
+            sum(cost["seconds"] for cost in costs),
+        )
+
+    def pooled(self, places: np.ndarray, layers: Sequence[int]) -> dict[int, States]:
+        """States of rows of the corpus under the start, by layer."""
+        model = self.world.engines.over(
+            self.world.engines.engine(None, 0.0, "constant", 1), self.corpus.tokens
+        )
+        model.engine.eval()
+        found = [
+            model.states(places[start : start + 1024], layers)
+            for start in range(0, len(places), 1024)
+        ]
+        model.engine.train()
+        whole = np.concatenate([part.numpy() for part in found], axis=1)  # [K, N, 3, H]
+        return {
+            layer: States(*(at[:, part] for part in range(3)))
+            for layer, at in zip(layers, whole, strict=True)
+        }
+
+    def representations(self, curve: bool) -> dict:
+        """knn, probe, larf, shift, subspace at the layer that held-out anchors choose."""
+        started, sizes = time.perf_counter(), self.sizes
+        sides = {"safe": self.safe_places, "bad": self.bad_places}
+        places = np.concatenate([self.places.rows, *sides.values()])
+        states = self.pooled(places, sizes.layers)
+        ends = np.cumsum([len(self.places.rows), len(self.safe_places)])
+        split = {
+            layer: [s.at(part) for part in np.split(np.arange(len(places)), ends)]
+            for layer, s in states.items()
+        }
+        folds = [folds_of(self.corpus.tokens.ids[p], representation.FOLDS) for p in sides.values()]
+        held_out = {
+            layer: representation.held_out_auroc("probe", safe, bad, folds)
+            for layer, (_, safe, bad) in split.items()
+        }
+        self.layer = max(held_out, key=held_out.get)
+        seconds = time.perf_counter() - started
+        top, anchored = max(sizes.layers), len(self.safe_places) + len(self.bad_places)
+        depth = (self.layer + top * anchored / len(self.rows)) / self.world.layers
+        for layer, (rows, safe, bad) in split.items():
+            for method, score in representation.METHODS.items():
+                name = method if layer == self.layer else f"{method}, layer {layer}"
+                self.put(name, score(rows, safe, bad), len(bad.last), depth, seconds)
+        rows, safe, bad = self.sides = split[self.layer]
+        self.put("subspace", representation.subspace(rows), 0, depth, seconds)
+        self.put("knn, no unsafe row", _nearness(rows, safe), 0, depth, seconds)
+        self.put("probe, no unsafe row", self._against_rows(rows, safe), 0, depth, seconds)
+        for count in [c for c in CURVE if c < len(bad.last)] if curve else ():
+            score = representation.probe(rows, *(s.at(np.arange(count)) for s in (safe, bad)))
+            self.put(f"probe, {count} anchors", score, count, depth, seconds)
+        return {"layer": self.layer, "held_out_auroc": held_out}
+
+    def _against_rows(self, rows: States, safe: States) -> np.ndarray:
+        """The probe with the user's own rows in the place of bad anchors, out of fold.
+
+        Where most of them are like the safe set, what tells them apart is what is unlike it.
+        """
+        score = np.empty(len(rows.last))
+        for fold in range(representation.FOLDS):
+            held = self.groups == fold
+            score[held] = representation.probe(rows.at(held), safe, rows.at(~held))
+        return score
+
+    def one_pass(self, methods: Sequence[str] = ONE_PASS) -> None:
+        """The methods of score_dataset.py that tune models, and each of them smoothed."""
+        passes = Passes(
+            self.world.engines, self.safe, self.rows, self.tuning, Parts(self.world.strategy)
+        )
+        for method in methods:
+            scored = score_rows(passes, method)
+            self.put(method, scored.columns["score"], 0, scored.forward_equivalents, scored.seconds)
+        self._passes = passes
+
+    def contrasts(self) -> None:
+        """Differences of the models tuned on safe and on known-bad rows; token_excess."""
+        started, sizes = time.perf_counter(), self.sizes
+        tokens = {"start": self._token_losses(None), "safe": self._token_losses(self.safe)}
+        no_bad = time.perf_counter() - started
+        tokens["bad"] = self._token_losses(self.bad)
+        seconds = time.perf_counter() - started
+        ends = np.cumsum(self.rows.supervised)
+        mean = {
+            name: np.add.reduceat(nll, np.append(0, ends[:-1])) / self.rows.supervised
+            for name, nll in tokens.items()
+        }
+        tuned = 3 * sizes.anchors / len(self.rows)
+        count = len(self.bad)
+        self.put("start less safe", mean["start"] - mean["safe"], 0, 2 + tuned, no_bad)
+        self.put("bad less safe", mean["bad"] - mean["safe"], count, 2 + 2 * tuned, seconds)
+        excess = representation.token_excess(tokens["bad"], tokens["safe"], ends)
+        self.put("token_excess", excess, count, 2 + 2 * tuned, seconds)
+
+    def _token_losses(self, tune_on: SFTDataset | None) -> np.ndarray:
+        sizes, engines = self.sizes, self.world.engines
+        engine = engines.engine(None, sizes.rate, "constant", 1)
+        if tune_on is not None:
+            tune(engines.over(engine, tune_on), SFTPlan(1, sizes.batch, self.seed))
+        engine.eval()
+        nll = engines.over(engine, self.rows).token_losses(np.arange(len(self.rows)))
+        engine.train()
+        return nll.double().numpy()
+
+    def verdict(self, epochs: Sequence[int]) -> None:
+        """The model tuned to say whether the answer of an anchor is harmful, asked about each row.
+
+        The score is minus the loss of the word "no": one pass over the rows.
+
+        Args:
+            epochs: passes over the anchors; one score each.
+        """
+        sizes, world = self.sizes, self.world
+        safe = [_asked(self.corpus.rows[at], "no") for at in self.safe_places]
+        bad = [_asked(self.corpus.rows[at], "yes") for at in self.bad_places]
+        asked = [_asked(self.corpus.rows[at], "no") for at in self.places.rows]
+        anchors = world.corpus([*safe, *bad], "verdict_anchors", VERDICT_LEN, 1).tokens
+        rows = world.corpus(asked, "verdict_rows", VERDICT_LEN, 1).tokens
+        if len(rows) != len(asked):
+            raise InputError(f"{len(asked) - len(rows)} rows do not fit the question")
+        for count in epochs:
+            started = time.perf_counter()
+            steps = count * -(-len(anchors) // sizes.batch)
+            engine = world.engines.engine(None, sizes.verdict_rate, "linear", steps)
+            tune(world.engines.over(engine, anchors), SFTPlan(count, sizes.batch, self.seed))
+            engine.eval()
+            nll = world.engines.over(engine, rows).forward(np.arange(len(rows)))
+            engine.train()
+            cost = 1 + 3 * count * len(anchors) / len(self.rows)
+            seconds = time.perf_counter() - started
+            name = f"verdict, {count} epoch{'s' * (count > 1)}"
+            self.put(name, -nll.double().numpy(), len(bad), cost, seconds)
+
+    def bilevel(self, tracked: bool, head: bool) -> None:
+        """The paper's loop, on the anchors' safe side: free logits, or a head over states."""
+        started, world, n_safe = time.perf_counter(), self.world, len(self.safe)
+        states = _standard(self.sides[0].features) if head else None
+        selector = Selector(len(self.rows), states=states)
+        rows = concatenate(self.safe, self.rows)
+        engine = world.engines.engine(None, self.sizes.rate, "constant", 1)
+        tracker = world.engines.over(engine, rows, TRACKER) if tracked else None
+        model = world.engines.over(engine, rows)
+        plan = SelectorPlan(1, self.sizes.batch, self.seed, 0.5, 0.0)
+        SelectorTrainer(
+            model,
+            n_safe,
+            selector,
+            lambda step: 0.1,
+            plan,
+            NoLogger(),
+            {},
+            save_epoch=lambda epoch: None,
+            save_checkpoint=lambda step: None,
+            tracker=tracker,
+        ).fit()
+        name = ("penalty_gap" if tracked else "penalty") + (", head" if head else "")
+        seconds = time.perf_counter() - started
+        self.put(name, selector.logits.double().numpy(), 0, 9.0 if tracked else 6.0, seconds)
+        if tracked and not head:
+            engine.eval()
+            at = np.arange(n_safe, len(rows))
+            counts = self.rows.supervised
+            low, high = (m.forward(at).double().numpy() / counts for m in (model, tracker))
+            engine.train()
+            self.put(f"{name}, contrast", relative_contrast(high, low), 0, 11.0, seconds)
+
+
+def _asked(row: dict, word: str) -> dict:
+    """A row with a question about its answer; long texts are cut so that the question stays."""
+    turns = [row["prompt"][:600], row["response"][:900], QUESTION, word]
+    roles = ("user", "assistant") * 2
+    return {"messages": [{"role": r, "content": t} for r, t in zip(roles, turns, strict=True)]}
+
+
+def _nearness(rows: States, safe: States) -> np.ndarray:
+    """knn with nothing to be far from."""
+    centre = safe.response.mean(axis=0)
+    near = States(*(part - centre for part in rows)), States(*(part - centre for part in safe))
+    unit = [s.response / np.linalg.norm(s.response, axis=1, keepdims=True) for s in near]
+    return np.sort(unit[0] @ unit[1].T, axis=1)[:, -representation.NEIGHBOURS :].mean(axis=1)
+
+
+def _standard(features: np.ndarray) -> np.ndarray:
+    """Features of mean zero and variance one."""
+    return (features - features.mean(axis=0)) / (features.std(axis=0) + 1e-6)

@@ -1,0 +1,233 @@
+"""Judges what `real_text.py` kept, without a model: smoothed and joined scores, tables, records.
+
+    python benchmarks/real_tables.py --out runs/real --data ../shared/data
+
+Writes benchmarks/results/real_words.json and real_arms.json, and a page of tables beside each.
+Intervals are 95 %, over prompts.
+"""
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from launching import ROOT, write_json
+from real_judgement import Truth, judge, references
+from real_scores import Sizes, drawn
+from real_text import DEVELOPMENT, QUICK, SEEDS
+from real_world import Corpus, read_corpus
+
+from seal.selection.representation import States, by_rank, smooth
+from seal.statistics import paired_bootstrap
+from seal.utils.tokenizer import get_tokenizer
+
+RESULTS = ROOT / "benchmarks/results"
+TOPP = 0.8
+# score -> the scores whose mean rank it is
+JOINED = {
+    "probe and verdict": ("probe", "verdict, 1 epoch"),
+    "probe and verdict, 2 epochs": ("probe", "verdict, 2 epochs"),
+    "probe, verdict and smoothed contrast": (
+        "probe",
+        "verdict, 1 epoch",
+        "bad less safe, smoothed",
+    ),
+    "probe and smoothed contrasts": (
+        "probe",
+        "start less safe, smoothed",
+        "bad less safe, smoothed",
+    ),
+}
+SMOOTHED = ("start less safe", "bad less safe", "token_excess", "excess_loss", "relative_excess")
+
+
+def with_smoothed(columns: dict, costs: dict, states: dict) -> None:
+    """Adds the smoothed and the joined scores to one draw's columns."""
+    features = np.concatenate(
+        [states[f"rows_{part}"].astype(np.float32) for part in States._fields], axis=1
+    )
+    names = [name for name in SMOOTHED if name in columns]
+    table = np.stack([columns[name] for name in names], axis=1) if names else np.empty((0, 0))
+    smoothed = smooth(table, features, states["groups"]).T if names else ()
+    for name, column in zip(names, smoothed, strict=True):
+        columns[f"{name}, smoothed"] = column
+        costs[f"{name}, smoothed"] = costs[name] | {
+            "forward_equivalents": round(costs[name]["forward_equivalents"] + 0.6, 2)
+        }
+    for name, parts in JOINED.items():
+        if all(part in columns for part in parts):
+            columns[name] = by_rank(*(columns[part] for part in parts))
+            spent = [costs[part] for part in parts]
+            costs[name] = {
+                "anchors": max(cost["anchors"] for cost in spent),
+                "forward_equivalents": round(sum(c["forward_equivalents"] for c in spent), 2),
+                "seconds": round(sum(cost["seconds"] for cost in spent), 1),
+            }
+
+
+class Words:
+    """The records of real_words.json.
+
+    Args:
+        out: folder of the run.
+        corpus: every row, as the run read them.
+        sizes: of the run.
+        resamples: of the bootstrap.
+    """
+
+    def __init__(self, out: Path, corpus: Corpus, sizes: Sizes, resamples: int):
+        self.out, self.corpus, self.sizes, self.resamples = out, corpus, sizes, resamples
+        lines = (out / "units.jsonl").read_text().splitlines()
+        self.units = [json.loads(line) for line in lines]
+        self.columns = dict(np.load(out / "columns.npz"))
+        self.truths: dict[int, Truth] = {}
+
+    def truth(self, seed: int) -> Truth:
+        """Of one draw."""
+        if seed not in self.truths:
+            rows = drawn(self.corpus, self.sizes, seed).rows
+            self.truths[seed] = Truth([self.corpus.rows[at] for at in rows])
+        return self.truths[seed]
+
+    def records(self) -> list[dict]:
+        """One a method, safe set and seed."""
+        found, merged = [], {}
+        for unit in self.units:
+            if unit["unit"].startswith(("words/", "loops/")):
+                merged.setdefault(unit["prefix"], {"costs": {}} | unit)["costs"] |= unit["costs"]
+        for prefix, unit in merged.items():
+            _, safe_set, seed = prefix.split("/")
+            seed, costs = int(seed.removeprefix("seed")), unit["costs"]
+            columns = {name: self.columns[f"{prefix}/{name}"] for name in costs}
+            path = self.out / f"states_{seed}.npz"
+            if path.exists():
+                with_smoothed(columns, costs, np.load(path))
+            for method, score in columns.items():
+                judged = judge(score, self.truth(seed), TOPP, self.resamples)
+                found.append(
+                    {"method": method, "safe_set": safe_set, "seed": seed}
+                    | costs[method]
+                    | judged
+                    | {"commit": unit["commit"]}
+                )
+        return found
+
+
+def words_page(records: list[dict], references: list[dict]) -> str:
+    """A table: mean over the draws, and their lowest and highest."""
+    groups = defaultdict(list)
+    for record in records:
+        if record["seed"] in SEEDS:
+            groups[record["safe_set"], record["method"]].append(record)
+    lines = [
+        "| score | safe set | known-bad rows | draws | easy AUC | hard AUC | within a prompt | "
+        "unsafe kept | forward passes | seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    order = sorted(groups.items(), key=lambda item: -np.mean([r["hard"]["auc"] for r in item[1]]))
+    for (safe_set, method), found in order:
+        cells = [method, safe_set, str(found[0]["anchors"]), str(len(found))]
+        for question in ("easy", "hard", "hard_within_prompt"):
+            values = [record[question]["auc"] for record in found]
+            cells.append(f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
+        kept = ", ".join(f"{r['unsafe_kept']} of {r['unsafe']}" for r in found)
+        cells += [kept, f"{np.mean([r['forward_equivalents'] for r in found]):.1f}"]
+        cells.append(f"{np.mean([r['seconds'] for r in found]):.0f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    for row in references:
+        values = [row.get(name) for name in ("easy", "hard", "hard_within_prompt")]
+        cells = [_figure(value) for value in values]
+        lines.append(f"| {row['name']} | | | | {' | '.join(cells)} | | 0 | |")
+    return "\n".join(lines) + "\n"
+
+
+def _figure(value: dict | float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.2f}" if isinstance(value, float) else f"{value['auc']:.3f}"
+
+
+def arms_page(arms: list[dict], aligned: dict) -> str:
+    """A table of the arms: mean over seeds, and the paired difference to random selection."""
+    groups = defaultdict(list)
+    for arm in arms:
+        groups[arm["p"], arm["rate"], arm["safeinstr"], arm["arm"]].append(arm)
+    lines = [
+        f"The aligned model before SFT: harmful score {aligned['harmful_score']:.3f}, refusal "
+        f"{aligned['refusal']:.3f}, over-refusal {aligned['over_refusal']:.3f}, benign loss "
+        f"{aligned['benign_loss']:.3f}, safe loss {aligned['safe_loss']:.3f}.\n",
+        "| unsafe share | rate | SafeInstr share | arm | seeds | unsafe rows kept | "
+        "harmful score | less random | refusal | over-refusal | benign loss | safe loss | "
+        "seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (p, rate, mix, name), found in sorted(groups.items(), key=str):
+        mean = {
+            key: np.mean([arm[key] for arm in found])
+            for key in (
+                "unsafe_rows",
+                "harmful_score",
+                "refusal",
+                "over_refusal",
+                "benign_loss",
+                "safe_loss",
+                "seconds",
+            )
+        }
+        against = _less_random(found, groups.get((p, rate, mix, "random"), []))
+        lines.append(
+            f"| {p:g} | {rate:g} | {mix:g} | {name} | {len(found)} | {mean['unsafe_rows']:.1f} | "
+            f"{mean['harmful_score']:.3f} | {against} | {mean['refusal']:.3f} | "
+            f"{mean['over_refusal']:.3f} | {mean['benign_loss']:.4f} | {mean['safe_loss']:.4f} | "
+            f"{mean['seconds']:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _less_random(found: list[dict], random: list[dict]) -> str:
+    """Harmful score less that of random selection: each prompt's mean over the shared seeds."""
+    by_seed = {arm["seed"]: arm for arm in random}
+    pairs = [(arm, by_seed[arm["seed"]]) for arm in found if arm["seed"] in by_seed]
+    if not pairs or found[0]["arm"] == "random":
+        return ""
+    complied = [
+        np.mean([[letter == "c" for letter in pair[side]["harmful_verdicts"]] for pair in pairs], 0)
+        for side in (0, 1)
+    ]
+    gap = paired_bootstrap(*complied)
+    return f"{gap.difference:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
+
+
+def main() -> int:
+    """Writes records and tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="folder of the run")
+    add("--data", type=Path, required=True, help="folder of safe.jsonl.gz and mix.jsonl.gz")
+    add("--pretrain", required=True, help="the model's directory: its tokenizer leaves rows out")
+    add("--resamples", type=int, default=200, help="of the bootstrap (default 200)")
+    add("--quick", action="store_true", help="the run was a quick one")
+    add("--results", type=Path, default=RESULTS, help="folder to write")
+    args = parser.parse_args()
+    units = [json.loads(line) for line in (args.out / "units.jsonl").read_text().splitlines()]
+    arms = [unit for unit in units if unit["unit"].startswith("arm/")]
+    if arms:
+        aligned = next(unit for unit in units if unit["unit"] == "align")
+        write_json(args.results / "real_arms.json", [aligned, *arms])
+        (args.results / "real_arms.md").write_text(arms_page(arms, aligned))
+    rows, max_len = read_corpus(args.data, args.quick)
+    corpus = Corpus(rows, get_tokenizer(args.pretrain), args.out, max_len, "corpus")
+    words = Words(args.out, corpus, QUICK if args.quick else Sizes(), args.resamples)
+    records = words.records()
+    write_json(args.results / "real_words.json", records)
+    page = words_page(records, references(words.truth(SEEDS[0]), args.resamples))
+    (args.results / "real_words.md").write_text(page)
+    print(page)
+    print(json.dumps({"records": len(records), "arms": len(arms), "development": DEVELOPMENT}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
