@@ -31,6 +31,7 @@ from seal.trainer.step import RowModel
 from seal.utils import engine_state, entry
 from seal.utils.strategy import Zero
 
+MAX_NORM = 0.3  # the model's gradients are above and below it, the tracker's are not the same
 STAGES, CHECKPOINTING = (0, 2, 3), ("", "plain", "reentrant")
 
 
@@ -52,11 +53,13 @@ def prepare(case: Case, strategy: SGDStrategy, second_adapter: bool):
             values = torch.randn(parameter.shape, generator=generator) * 0.1
             for each in pair:
                 each.data.copy_(values)
-    trainable = [p for p in actor.parameters() if p.requires_grad]
-    return strategy.prepare(actor, torch.optim.SGD(trainable, lr=case.rate), factor)
+    groups = strategy.parameter_groups(actor, 0.0, actor.parameters_of(TRACKER))
+    return strategy.prepare(actor, torch.optim.SGD(groups, lr=case.rate), factor)
 
 
-def train(case: Case, strategy: SGDStrategy, engines: list) -> tuple[Selector, dict]:
+def train(
+    case: Case, strategy: SGDStrategy, engines: list, logger: Record
+) -> tuple[Selector, dict]:
     """Trains Algorithm 1; returns the selector and what both levels' adapters became."""
     dataset = make_dataset(case_rows(case))
     selector = Selector(case.user)
@@ -70,7 +73,7 @@ def train(case: Case, strategy: SGDStrategy, engines: list) -> tuple[Selector, d
         selector=selector,
         selector_rate=lambda step: case.selector_rate,
         plan=SelectorPlan(case.epochs, case.batch, 5, case.upper, case.decay),
-        logger=Record(),
+        logger=logger,
         evaluations={},
         save_epoch=lambda epoch: None,
         save_checkpoint=lambda step: None,
@@ -97,12 +100,14 @@ def run_case(case: Case, out: Path) -> None:
     """Trains both forms and writes what they ended with."""
     results = {}
     for form in ("shared", "apart"):
-        strategy = SGDStrategy(Zero(case.stage), max_norm=0.0)
+        strategy = SGDStrategy(Zero(case.stage), max_norm=case.max_norm)
         engines = [prepare(case, strategy, form == "shared")]
         engines.append(engines[0] if form == "shared" else prepare(case, strategy, False))
-        selector, weights = train(case, strategy, engines)
+        logger = Record()
+        selector, weights = train(case, strategy, engines, logger)
         results |= keyed(f"{form}/weight", weights)
         results[f"{form}/logits"] = selector.logits.numpy()
+        results[f"{form}/norms"] = np.array([m["train/grad_norm"] for m in logger.metrics])
         for engine in dict.fromkeys(engines):
             engine.destroy()
     if strategy.is_rank_0():
@@ -112,7 +117,7 @@ def run_case(case: Case, out: Path) -> None:
 def main() -> None:
     """Runs every stage with every form of checkpointing."""
     model, out = sys.argv[-2:]
-    start = Case("", model, lora=True, upper=0.9, decay=0.4)
+    start = Case("", model, lora=True, upper=0.9, decay=0.4, max_norm=MAX_NORM)
     for stage, checkpointing in product(STAGES, CHECKPOINTING):
         name = f"{stage}-{checkpointing or 'none'}"
         case = replace(start, name=name, stage=stage, checkpointing=checkpointing)

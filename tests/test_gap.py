@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from gap_driver import CHECKPOINTING, STAGES
+from gap_driver import CHECKPOINTING, MAX_NORM, STAGES
 from launch import ROOT, deepspeed
 from tiny_world import make_model
 
@@ -23,7 +23,9 @@ def results(request, tmp_path_factory):
 def test_two_adapters_equal_two_models(results, stage, checkpointing):
     with np.load(results / f"{stage}-{checkpointing}.npz") as found:
         names = [name.removeprefix("shared/") for name in found if name.startswith("shared/")]
-        assert len(names) == 2 * 8 + 1
+        assert len(names) == 2 * 8 + 2
+        norms = found["apart/norms"]
+        assert norms.max() > MAX_NORM, "nothing was clipped"
         for name in names:
             shared, apart = found[f"shared/{name}"], found[f"apart/{name}"]
             np.testing.assert_allclose(shared, apart, rtol=0, atol=5e-6, err_msg=name)

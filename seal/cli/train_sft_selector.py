@@ -74,7 +74,7 @@ def train(args) -> None:
             extra |= {"calibration": calibrate(score[: len(user)], score[len(user) :])}
         strategy.on_rank_0(lambda: write_selection(path, columns, meta | extra))
 
-    engines = [losses.engine] + ([tracker.engine] if tracker and not args.lora_rank else [])
+    engines = list(dict.fromkeys([losses.engine, *([tracker.engine] if tracker else [])]))
     snapshots = flags.checkpoint_flags(args, losses.dataset.ids)
     checkpoints = Checkpoints(strategy=strategy, engines=engines, **snapshots)
     first_step = 0
@@ -122,7 +122,7 @@ def check(args) -> None:
 def prepare_models(args, strategy, rows, steps):
     """The model over all rows, and the lower level's tracker (None for Algorithm 2).
 
-    With LoRA the tracker is a second adapter of the same engine, otherwise a second engine.
+    Where adapters train the tracker is a second one on the same engine, else a second engine.
     """
     gap = args.selector_estimator == "penalty_gap"
     factor = schedule_factor(args.lr_scheduler, steps)
@@ -130,9 +130,10 @@ def prepare_models(args, strategy, rows, steps):
     def prepared():
         with strategy.loading():
             actor = load_actor(flags.settings(ModelSettings, args))
-        if gap and args.lora_rank:
+        if gap and actor.has_adapter:
             actor.add_tracker()
-        optimizer = strategy.create_optimizer(actor, args.learning_rate, args.l2)
+        tracked = actor.parameters_of(TRACKER)
+        optimizer = strategy.create_optimizer(actor, args.learning_rate, args.l2, tracked)
         return strategy.prepare(actor, optimizer, factor)
 
     def over_rows(engine, adapter):
@@ -142,7 +143,8 @@ def prepare_models(args, strategy, rows, steps):
     engine = prepared()
     if not gap:
         return over_rows(engine, MAIN), None
-    return over_rows(engine, MAIN), over_rows(engine if args.lora_rank else prepared(), TRACKER)
+    shared = engine.module.has_adapter
+    return over_rows(engine, MAIN), over_rows(engine if shared else prepared(), TRACKER)
 
 
 def final_score(model, tracker, n_safe):

@@ -169,10 +169,14 @@ class Actor(nn.Module):
         return [state if isinstance(state, torch.Tensor) else state[0] for state in states]
 
     @property
+    def has_adapter(self) -> bool:
+        """Whether adapters train on a frozen base."""
+        return isinstance(self.model, PeftModel)
+
+    @property
     def causal(self) -> PreTrainedModel:
         """The transformers model, adapters inside."""
-        peft = isinstance(self.model, PeftModel)
-        return self.model.get_base_model() if peft else self.model
+        return self.model.get_base_model() if self.has_adapter else self.model
 
     @property
     def body(self) -> PreTrainedModel:
@@ -194,7 +198,7 @@ class Actor(nn.Module):
         Raises:
             InputError: the model has no adapter (`--lora_rank 0`).
         """
-        if not isinstance(self.model, PeftModel):
+        if not self.has_adapter:
             raise InputError("a second adapter needs LoRA; set --lora_rank above 0")
         self.model.add_adapter(TRACKER, self.model.peft_config[MAIN])
         state = get_peft_model_state_dict(self.model, adapter_name=MAIN)
@@ -202,6 +206,11 @@ class Actor(nn.Module):
         for name, parameter in self.model.named_parameters():
             if f".{TRACKER}." in name:
                 parameter.requires_grad_(True)
+
+    def parameters_of(self, adapter: str) -> list[nn.Parameter]:
+        """What trains of one adapter; [] where the model has none of that name."""
+        named = self.model.named_parameters()
+        return [p for name, p in named if f".{adapter}." in name and p.requires_grad]
 
     def use_adapter(self, name: str) -> None:
         """Runs the coming forward and backward passes with one adapter; the others stay trainable.
@@ -216,7 +225,7 @@ class Actor(nn.Module):
 
     def enable_gradient_checkpointing(self, use_reentrant: bool) -> None:
         """Recomputes each layer in backward; with LoRA the input must carry a gradient."""
-        if isinstance(self.model, PeftModel):
+        if self.has_adapter:
             self.model.enable_input_require_grads()
         self.model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
 

@@ -2,13 +2,14 @@
 
 import contextlib
 import logging
+import math
 import os
 import random
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -99,7 +100,7 @@ class DeepspeedStrategy:
         self.layout: engine_state.Layout = (unsplit, "pieces", "pieces", "partitions")[
             self.zero.stage
         ]
-        self._norm: torch.Tensor | None = None
+        self._norms: list[torch.Tensor] = []
         self._asked_to_stop: Callable[[], bool] | None = None
         self._claims: list = []
 
@@ -241,7 +242,7 @@ class DeepspeedStrategy:
             "train_micro_batch_size_per_gpu": micro_batch,
             "gradient_accumulation_steps": 1,
             "managed_gradient_accumulation": False,
-            "gradient_clipping": 0.0 if self._plain else self.max_norm,
+            "gradient_clipping": self.max_norm,
             "zero_optimization": zero,
             "bf16": {"enabled": self.precision.bf16},
             "zero_force_ds_cpu_optimizer": False,
@@ -263,20 +264,35 @@ class DeepspeedStrategy:
             yield
         del keep_alive
 
-    def create_optimizer(self, model: torch.nn.Module, learning_rate: float, l2: float):
-        """AdamW (0.9, 0.95) on what trains; weight decay `l2` on matrices, not on vectors."""
-        trainable = [p for p in model.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trainable if _dimensions(p) > 1], "weight_decay": l2},
-            {"params": [p for p in trainable if _dimensions(p) <= 1], "weight_decay": 0.0},
-        ]
-        groups = [group for group in groups if group["params"]]  # DeepSpeed drops empty ones
+    def create_optimizer(
+        self, model: torch.nn.Module, learning_rate: float, l2: float, apart: Iterable = ()
+    ):
+        """AdamW (0.9, 0.95) on `parameter_groups`."""
+        groups = self.parameter_groups(model, l2, apart)
         settings = {"lr": learning_rate, "betas": (0.9, 0.95)}
         if self.zero.adam_offload and self.device.type != "cpu":
             from deepspeed.ops.adam import DeepSpeedCPUAdam
 
             return DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
         return torch.optim.AdamW(groups, fused=True, **settings)
+
+    def parameter_groups(self, model: torch.nn.Module, l2: float, apart: Iterable = ()) -> list:
+        """What trains, with weight decay `l2` on matrices and none on vectors.
+
+        Args:
+            apart: parameters of the model that are clipped by a norm of their own; none or, of one
+                group each, these and all others.
+        """
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        own = {id(p) for p in apart}
+        if own:
+            units = [[p for p in trainable if (id(p) in own) == other] for other in (False, True)]
+            return [{"params": unit, "weight_decay": l2, "apart": True} for unit in units]
+        groups = [
+            {"params": [p for p in trainable if _dimensions(p) > 1], "weight_decay": l2},
+            {"params": [p for p in trainable if _dimensions(p) <= 1], "weight_decay": 0.0},
+        ]
+        return [group for group in groups if group["params"]]  # DeepSpeed drops empty ones
 
     def prepare(
         self,
@@ -292,11 +308,13 @@ class DeepspeedStrategy:
             factor: learning-rate factor by optimizer step; None for constant.
         """
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor) if factor else None
-        if self._plain:
+        config = self.ds_config()
+        if self._plain or any("apart" in group for group in optimizer.param_groups):
             optimizer.register_step_pre_hook(self._clip_before_step)
+            config["gradient_clipping"] = 0.0
         with _local_rank_given(), Progress("preparing the engine"):
             engine, *_ = deepspeed.initialize(
-                model=model, optimizer=optimizer, lr_scheduler=scheduler, config=self.ds_config()
+                model=model, optimizer=optimizer, lr_scheduler=scheduler, config=config
             )
         # DeepSpeed 0.19.8 makes groups of its own with torch's default of half an hour.
         for group in dist.distributed_c10d._world.pg_map:
@@ -314,15 +332,17 @@ class DeepspeedStrategy:
         """One optimizer step.
 
         Returns:
-            Global gradient norm before clipping.
+            Global gradient norm before clipping; of the first group where groups are apart, unless
+            another's is not finite.
         """
+        self._norms = []
         engine.step()
         if self.zero.stage == 3:
             # Its buffers are overwritten in the first backward of a step and added to in the later
             # ones, so a parameter that the first one does not reach would keep an old gradient.
             engine.optimizer.grad_partitions_flat_buffer.zero_()
-        norm = engine.get_global_grad_norm() if self._norm is None else self._norm
-        return float(norm)
+        norms = [float(norm) for norm in self._norms] or [float(engine.get_global_grad_norm())]
+        return next((norm for norm in norms if not math.isfinite(norm)), norms[0])
 
     def gathered(self, parameters: list[torch.nn.Parameter]) -> contextlib.AbstractContextManager:
         """Whole parameters inside the context, whatever the ZeRO stage (read only)."""
@@ -360,10 +380,20 @@ class DeepspeedStrategy:
             get_accelerator().set_rng_state(state["device"])
 
     def _clip_before_step(self, optimizer: torch.optim.Optimizer, *_) -> None:
-        """Stage 0 in float32: DeepSpeed clips but keeps no norm, so both are done here."""
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        limit = self.max_norm or float("inf")
-        self._norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        """What DeepSpeed does not clip right: stage 0 in float32 (it keeps no norm there), and
+        groups that have a norm each. Under ZeRO it steps on one group after another."""
+        units = [group["params"] for group in optimizer.param_groups if group["params"]]
+        if "apart" not in optimizer.param_groups[0]:
+            units = [[p for unit in units for p in unit]]
+        for unit in units:
+            grads = [p.grad for p in unit if p.grad is not None]
+            square = torch.stack([grad.float().square().sum() for grad in grads]).sum()
+            if self.zero.stage:  # each rank holds a piece
+                self.all_reduce(square)
+            self._norms.append(square.sqrt())
+            if self.max_norm:
+                for grad in grads:
+                    grad.mul_((self.max_norm / (self._norms[-1] + 1e-6)).clamp(max=1.0))
 
 
 def lost_ranks(failure: Exception) -> list[int]:
