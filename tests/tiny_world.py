@@ -42,9 +42,9 @@ def make_tokenizer(vocabulary: int = 320, seed: int = 0) -> PreTrainedTokenizerF
     return tokenizer
 
 
-def make_model(directory: Path, architecture: str = "llama", **overrides) -> Path:
+def make_model(directory: Path, architecture: str = "llama", tokenizer=None, **overrides) -> Path:
     """Writes a tiny random model and its tokenizer; returns the directory."""
-    tokenizer = make_tokenizer()
+    tokenizer = tokenizer or make_tokenizer()
     model = tiny_model(architecture, vocab_size=len(tokenizer), **overrides)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)

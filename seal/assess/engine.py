@@ -27,6 +27,7 @@ from seal.assess.generation import (
     run_job,
 )
 from seal.assess.rendering import encode_prompts
+from seal.datasets.rendering import turn_end
 from seal.errors import InputError
 
 VLLM_CHUNK = 512  # prompts between two writes to disk
@@ -50,9 +51,9 @@ def load_model(
             pretrain, dtype=torch.bfloat16 if bf16 else torch.float32
         )
         if lora_path is not None:
-            from peft import PeftModel
+            from seal.models.adapters import load_adapter
 
-            model = PeftModel.from_pretrained(model, lora_path).merge_and_unload()
+            model = load_adapter(model, lora_path).merge_and_unload()
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         where = f"{pretrain} with adapter {lora_path}" if lora_path else pretrain
@@ -155,7 +156,7 @@ class HFEngine:
     ):
         ends = model.generation_config.eos_token_id
         ends = [ends] if isinstance(ends, int) else list(ends or [])
-        self._ends = sorted({*ends, tokenizer.eos_token_id})
+        self._ends = sorted({*ends, tokenizer.eos_token_id, turn_end(tokenizer)} - {None})
         model.generation_config = GenerationConfig(
             do_sample=False,
             max_new_tokens=sampling.max_new_tokens,

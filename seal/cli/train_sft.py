@@ -12,6 +12,7 @@ from pathlib import Path
 
 from seal.cli import flags
 from seal.datasets import concatenate, load_rows
+from seal.datasets.rendering import turn_end
 from seal.errors import InputError
 from seal.models.actor import ModelSettings, load_actor
 from seal.provenance import sha256_of_file
@@ -49,6 +50,9 @@ def train(args) -> None:
     factor = schedule_factor(args.lr_scheduler, steps)
     with strategy.loading():
         actor = load_actor(flags.settings(ModelSettings, args))
+    actor.require_apart(args.save_path)
+    if args.apply_chat_template:
+        actor.end_at(turn_end(tokenizer))
     optimizer = strategy.create_optimizer(actor, args.learning_rate, args.l2)
     engine = strategy.prepare(actor, optimizer, factor)
     capacity = args.micro_train_batch_size * args.max_len

@@ -13,6 +13,7 @@ import numpy as np
 
 from seal.cli import flags
 from seal.datasets import concatenate
+from seal.datasets.rendering import turn_end
 from seal.errors import InputError
 from seal.models.actor import MAIN, TRACKER, ModelSettings, load_actor
 from seal.models.selector import Selector
@@ -102,6 +103,8 @@ def train(args) -> None:
         save(f"{base}.parquet", *scored)
     strategy.print(f"selector: {base}.parquet, {len(user)} rows scored")
     if args.save_path:
+        if args.apply_chat_template:
+            losses.engine.module.end_at(turn_end(tokenizer))
         strategy.save_model(losses.engine, tokenizer, args.save_path)
         strategy.on_rank_0(lambda: record.write_config(vars(args), args.save_path))
         strategy.on_rank_0(lambda: write_model_card(args, base, safe, user))
@@ -130,6 +133,7 @@ def prepare_models(args, strategy, rows, steps):
     def prepared():
         with strategy.loading():
             actor = load_actor(flags.settings(ModelSettings, args))
+        actor.require_apart(args.save_path)
         if gap and actor.has_adapter:
             actor.add_tracker()
         tracked = actor.parameters_of(TRACKER)

@@ -40,13 +40,14 @@ def run(args: argparse.Namespace) -> tuple[dict, str]:
 
 def _merge(adapter: Path, base: str | None, folder: Path) -> str:
     """Writes the merged model and its tokenizer to `folder`; returns the base model's name."""
-    from peft import PeftConfig, PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
+    from seal.models.adapters import adapter_config, load_adapter
+
     if not sys.stderr.isatty():
         disable_progress_bar()
-    base = base or PeftConfig.from_pretrained(adapter).base_model_name_or_path
+    base = base or adapter_config(adapter).base_model_name_or_path
     try:
         model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
         has_tokenizer = (adapter / "tokenizer_config.json").is_file()
@@ -54,7 +55,7 @@ def _merge(adapter: Path, base: str | None, folder: Path) -> str:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"base model {base!r} cannot be read, give --base: {reason}") from error
-    merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    merged = load_adapter(model, adapter).merge_and_unload()
     merged.save_pretrained(folder)
     card = adapter / "README.md"
     if card.is_file():  # it holds for the merged model, but for how that is loaded

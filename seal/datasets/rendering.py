@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from itertools import groupby, takewhile
 from typing import NamedTuple
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -291,3 +292,17 @@ def _shared(one: str, other: str) -> str:
     """What both start with."""
     pairs = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
     return "".join(character for character, _ in pairs)
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The special token that closes an assistant's turn in the chat template; None for no such."""
+    if not tokenizer.chat_template:
+        return None
+    answer = _MARK.format(0)
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+    except (TemplateError, ValueError, TypeError):  # of a template that wants other turns
+        return None
+    after = tokenizer(text.rpartition(answer)[2].lstrip(), add_special_tokens=False)["input_ids"]
+    return after[0] if after and after[0] in tokenizer.added_tokens_decoder else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from seal.errors import InputError
+from seal.models.adapters import adapter_config, load_adapter
 from seal.models.attention import VARLEN, can_pack, choose_attention, flash_attn_usable
 from seal.models.head import LossHead
 from seal.models.loss import balance_loss, sum_by_row
@@ -218,10 +218,31 @@ class Actor(nn.Module):
         Backward must come before the next switch: with gradient checkpointing it recomputes the
         layers with whichever adapter is active then.
         """
+        if self.has_adapter and name not in self.model.peft_config:
+            raise ValueError(f"no adapter {name} among {list(self.model.peft_config)}")
         for module in self.model.modules():
             if isinstance(module, BaseTunerLayer):
                 # peft's set_adapter would switch requires_grad off on every other adapter
                 module._active_adapter = [name]
+
+    def require_apart(self, directory: str | None) -> None:
+        """Refuses to save an adapter where its base model lies.
+
+        Raises:
+            InputError: saving to `directory` would replace the base.
+        """
+        if self.has_adapter and directory:
+            base = self.model.peft_config[MAIN].base_model_name_or_path
+            if Path(base).resolve() == Path(directory).resolve():
+                raise InputError(f"--save_path {directory} is the base model of the adapter")
+
+    def end_at(self, token: int | None) -> None:
+        """Makes a token an end of generated text too, as saved with the model."""
+        config = self.causal.generation_config
+        ends = config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
+        if token is not None and token not in ends:
+            config.eos_token_id = [*(end for end in ends if end is not None), token]
 
     def enable_gradient_checkpointing(self, use_reentrant: bool) -> None:
         """Recomputes each layer in backward; with LoRA the input must carry a gradient."""
@@ -241,14 +262,27 @@ def load_actor(settings: ModelSettings) -> Actor:
         raise InputError(f"--lora_rank must be 0 (no LoRA) or more, got {settings.lora_rank}")
     if not 0 <= settings.lora_dropout < 1:
         raise InputError(f"--lora_dropout must be in [0, 1), got {settings.lora_dropout:g}")
-    adapter = Path(settings.pretrain) / "adapter_config.json"
-    if adapter.is_file():  # go on with an adapter on its own base
-        base = json.loads(adapter.read_text())["base_model_name_or_path"]
-        model = _load_base(replace(settings, pretrain=base))
-        model = PeftModel.from_pretrained(model, settings.pretrain, is_trainable=True)
-    else:
+    adapter = adapter_config(settings.pretrain)
+    if adapter is None:
         model = _load_base(settings)
-    return _as_actor(model, settings)
+    else:  # go on with an adapter on its own base
+        _require_same(settings, adapter)
+        model = _load_base(replace(settings, pretrain=adapter.base_model_name_or_path))
+        if settings.load_in_4bit:
+            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        model = load_adapter(model, settings.pretrain, train=True)
+    return _as_actor(model, settings, adapter)
+
+
+def _require_same(settings: ModelSettings, adapter: LoraConfig) -> None:
+    """Refuses LoRA flags that an adapter to start from contradicts; without --lora_rank none is."""
+    asked = {"lora_rank": settings.lora_rank, "lora_alpha": settings.lora_alpha}
+    for (name, value), own in zip(asked.items(), (adapter.r, adapter.lora_alpha), strict=True):
+        if settings.lora_rank and value != own:
+            raise InputError(
+                f"--{name} {value}: {settings.pretrain} is an adapter with {own}, which goes on as "
+                "it is; leave out --lora_rank, or merge it into its base first (seal merge)"
+            )
 
 
 def _packed(batch: Batch) -> tuple[dict, torch.Tensor]:
@@ -277,9 +311,11 @@ def _padded(batch: Batch) -> tuple[dict, torch.Tensor]:
     return {"input_ids": ids.view(n_rows, width), "use_cache": False}, places
 
 
-def _as_actor(model: PreTrainedModel | PeftModel, settings: ModelSettings) -> Actor:
+def _as_actor(
+    model: PreTrainedModel | PeftModel, settings: ModelSettings, adapter: LoraConfig | None
+) -> Actor:
     """The model as an actor, with the adapter and the checkpointing that are asked for."""
-    if isinstance(model, PeftModel):
+    if adapter is not None:
         pass
     elif settings.lora_rank:
         model = _add_lora(model, settings)
@@ -291,6 +327,10 @@ def _as_actor(model: PreTrainedModel | PeftModel, settings: ModelSettings) -> Ac
             f"{model.config.model_type} does not report; drop it"
         )
     actor = Actor(model, settings.aux_loss_coef > 0, can_pack(model.config))
+    if adapter is not None:
+        actor.notes.append(
+            f"goes on with the adapter (rank {adapter.r}, alpha {adapter.lora_alpha})"
+        )
     if settings.flash_attn and not flash_attn_usable(settings.bf16):
         actor.notes.append("flash-attn is not used: it needs CUDA, --bf16 and its package")
     if settings.gradient_checkpointing:

@@ -26,6 +26,15 @@ if TYPE_CHECKING:
 # bf16), flat pieces of all of them beside whole parameters (1 and 2), or beside pieces of them (3).
 Layout = Literal["parameters", "copies", "pieces", "partitions"]
 MOMENTS = ("exp_avg", "exp_avg_sq")
+MAIN = "default"  # peft's name of the adapter that is saved
+# Which model a directory holds is decided by the first of these that it has.
+DECIDING = ("adapter_config.json", "config.json")
+MODEL_FILES = (*DECIDING, "generation_config.json", "adapter_model.*", "model*.safetensors")
+MODEL_FILES += (
+    "model.safetensors.index.json",
+    "pytorch_model*.bin",
+    "pytorch_model.bin.index.json",
+)
 
 
 def full_state(strategy: DeepspeedStrategy, engine, trainable_only: bool) -> dict:
@@ -47,7 +56,8 @@ def full_state(strategy: DeepspeedStrategy, engine, trainable_only: bool) -> dic
 def save_model(strategy: DeepspeedStrategy, engine, tokenizer, directory: Path) -> None:
     """Writes the model (or its LoRA adapter) and the tokenizer as Hugging Face expects them.
 
-    Every file is written beside and renamed, so an interrupted save leaves the old one whole.
+    Every file is written beside and renamed, so an interrupted save leaves the old one whole. An
+    adapter that replaces a full model, or the reverse, leaves nothing of it.
     """
     model = engine.module.model
     state = full_state(strategy, engine, trainable_only=isinstance(model, PeftModel))
@@ -196,8 +206,18 @@ def _write_model(model, state: dict, tokenizer, directory: Path) -> None:
     for leftover in directory.glob(".saving-*"):  # of a run that was killed here
         shutil.rmtree(leftover)
     with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as scratch:
-        model.save_pretrained(scratch, state_dict=state)
+        if isinstance(model, PeftModel):  # without the tracker, which a run needs alone
+            model.save_pretrained(scratch, state_dict=state, selected_adapters=[MAIN])
+            model.generation_config.save_pretrained(scratch)
+        else:
+            model.save_pretrained(scratch, state_dict=state)
         tokenizer.save_pretrained(scratch)
-        for file in sorted(path for path in Path(scratch).rglob("*") if path.is_file()):
-            with atomic_path(directory / file.relative_to(scratch)) as tmp:
+        (Path(scratch) / "README.md").unlink(missing_ok=True)  # peft's form, to be filled in
+        files = sorted(Path(scratch).iterdir(), key=lambda file: (file.name in DECIDING, file.name))
+        for file in files:
+            with atomic_path(directory / file.name) as tmp:
                 os.replace(file, tmp)
+    old = {path for pattern in MODEL_FILES for path in directory.glob(pattern)}
+    old -= {directory / file.name for file in files}
+    for path in sorted(old, key=lambda path: path.name not in DECIDING):
+        path.unlink()
