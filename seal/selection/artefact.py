@@ -135,7 +135,7 @@ def selection_meta(
 def make_selection(columns: Mapping, meta: Mapping) -> Selection:
     """A selection in memory, checked; arguments as for `write_selection`."""
     sink = pa.BufferOutputStream()
-    _write(sink, columns, meta)
+    _write(sink, *_in_blocks(columns), meta)
     return _read(pa.BufferReader(sink.getvalue()))
 
 
@@ -153,8 +153,15 @@ def write_selection(path: str | os.PathLike, columns: Mapping, meta: Mapping) ->
     Raises:
         InputError: `read_selection` would refuse the result.
     """
+    return write_blocks(path, *_in_blocks(columns), meta)
+
+
+def write_blocks(
+    path: str | os.PathLike, n: int, blocks: Iterable[Mapping[str, np.ndarray]], meta: Mapping
+) -> Selection:
+    """Writes an artefact of n lines as `write_selection`; they come in parts, in order."""
     with atomic_path(path) as tmp:
-        _write(tmp, columns, meta)
+        _write(tmp, n, blocks, meta)
         return _read(tmp)
 
 
@@ -197,36 +204,43 @@ def _read(source) -> Selection:
     return selection
 
 
-def _write(sink, columns: Mapping, meta: Mapping) -> None:
-    columns = {name: _as_array(name, values) for name, values in columns.items()}
+def _in_blocks(columns: Mapping) -> tuple[int, Iterator[dict[str, np.ndarray]]]:
+    """How many lines the columns have, and the lines in ascending `row` and in parts."""
+    columns = {
+        name: id_bytes(values) if name == "id" else np.asarray(values)
+        for name, values in columns.items()
+    }
     for name in sorted({"id", "occurrence", "row", "score"} - columns.keys()):
         raise InputError(f"column {name!r} is missing; an artefact needs it")
     if unknown := sorted(columns.keys() - set(SCHEMA.names)):
         raise InputError(f"unknown columns {unknown}; an artefact has {SCHEMA.names}")
-    n = len(columns["id"])
-    if any(len(values) != n for values in columns.values()):
-        lengths = {name: len(values) for name, values in columns.items()}
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) > 1:
         raise InputError(f"columns differ in length: {lengths}")
-    meta = {**meta, "format": FORMAT, "versions": versions(), "commit": commit()}
-    meta["dataset"] = {**meta["dataset"], "scored": n}
-    row = columns["row"]
+    n, row = lengths["id"], columns["row"]
     order = None if np.all(row[1:] >= row[:-1]) else np.argsort(row, kind="stable")
     mean = columns["weight"].mean(dtype=np.float64) if "weight" in columns and n else 1.0
-    schema = SCHEMA.with_metadata({"seal": json.dumps(meta)})
-    settings = {"compression": "zstd", "use_dictionary": False, "write_page_checksum": True}
-    with pq.ParquetWriter(sink, schema, **settings) as writer:
+
+    def blocks() -> Iterator[dict[str, np.ndarray]]:
         for start in range(0, n, BLOCK):
             part = slice(start, start + BLOCK) if order is None else order[start : start + BLOCK]
             block = {name: values[part] for name, values in columns.items()}
             if "weight" in block and mean > 0:
                 block["weight"] = block["weight"] / mean
-            size = min(BLOCK, n - start)
-            arrays = [_to_arrow(field, block, size) for field in SCHEMA]
+            yield block
+
+    return n, blocks()
+
+
+def _write(sink, n: int, blocks: Iterable[Mapping[str, np.ndarray]], meta: Mapping) -> None:
+    meta = {**meta, "format": FORMAT, "versions": versions(), "commit": commit()}
+    meta["dataset"] = {**meta["dataset"], "scored": n}
+    schema = SCHEMA.with_metadata({"seal": json.dumps(meta)})
+    settings = {"compression": "zstd", "use_dictionary": False, "write_page_checksum": True}
+    with pq.ParquetWriter(sink, schema, **settings) as writer:
+        for block in blocks:
+            arrays = [_to_arrow(field, block, len(block["id"])) for field in SCHEMA]
             writer.write_table(pa.table(arrays, schema=schema))
-
-
-def _as_array(name: str, values) -> np.ndarray:
-    return id_bytes(values) if name == "id" else np.asarray(values)
 
 
 def _to_arrow(field: pa.Field, block: Mapping, size: int) -> pa.Array:
