@@ -69,6 +69,24 @@ def test_states_of_padded_rows_are_the_models_own():
         torch.testing.assert_close(found[start : start + len(tokens)], states)
 
 
+def test_a_deep_model_in_bf16_is_packed_and_a_leak_in_it_is_found():
+    sizes = dict(num_hidden_layers=32, hidden_size=256, intermediate_size=512)
+    model = tiny_model("llama", attn_implementation=VARLEN, **sizes).bfloat16()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(4 if weight.dim() > 1 else 1)  # as if 4096 states wide
+    actor = Actor(model)
+    assert "rows packed, torch varlen" in settle(actor, actor)
+    leaking = actor.forward
+    actor.forward = lambda batch, *rest, **options: leaking(
+        batch._replace(cu_seqlens=batch.cu_seqlens[[0, -1]], max_seqlen=len(batch.input_ids[0])),
+        *rest,
+        **options,
+    )
+    with pytest.raises(InputError, match="depends on the row beside it"):
+        settle(actor, actor)
+
+
 def test_a_head_that_the_fused_loss_does_not_know_is_run_whole():
     model = tiny_model("llama", attn_implementation=VARLEN)
     actor = Actor(model)
