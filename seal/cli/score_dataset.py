@@ -16,6 +16,7 @@ from seal.datasets import concatenate, load_rows
 from seal.models.actor import ModelSettings
 from seal.selection.artefact import selection_meta, write_selection
 from seal.selection.calibration import calibrate
+from seal.selection.evidence import told
 from seal.trainer.passes import Engines, Passes, Tuning
 from seal.trainer.scorers import MODEL_FREE, check_method, score_rows
 from seal.trainer.scoring import Parts
@@ -68,6 +69,7 @@ def score(args) -> Path:
         f"selector: {path}, {len(user)} rows scored in {scored.seconds:.1f} s, "
         f"{scored.forward_equivalents:.1f} forward passes a row"
     )
+    strategy.print("\n".join(told(meta)))
     return path
 
 

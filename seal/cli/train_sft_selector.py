@@ -20,6 +20,7 @@ from seal.models.selector import Selector
 from seal.provenance import sha256_of_file
 from seal.selection.artefact import selection_meta, write_selection
 from seal.selection.calibration import calibrate
+from seal.selection.evidence import told
 from seal.trainer.checkpoint import Checkpoints
 from seal.trainer.evaluation import half_means, half_sums
 from seal.trainer.scorers import relative_contrast, reliability_of_rows
@@ -67,13 +68,14 @@ def train(args) -> None:
     meta = describe(args, user, plan.forward_equivalents(tracker is not None))
     cpu = time.process_time()
 
-    def save(path: str, score=None, evidence=None) -> None:
+    def save(path: str, score=None, evidence=None) -> dict:
         score = selector.logits.double().numpy() if score is None else score
         columns = selector_columns(user, selector, score)
         extra = {"evidence": evidence, "cpu_seconds": round(time.process_time() - cpu, 1)}
         if canaries:
             extra |= {"calibration": calibrate(score[: len(user)], score[len(user) :])}
         strategy.on_rank_0(lambda: write_selection(path, columns, meta | extra))
+        return meta | extra
 
     engines = list(dict.fromkeys([losses.engine, *([tracker.engine] if tracker else [])]))
     snapshots = flags.checkpoint_flags(args, losses.dataset.ids)
@@ -100,8 +102,8 @@ def train(args) -> None:
     with closing(logger), strategy.stoppable():
         trainer.fit(first_step)
         scored = final_score(losses, tracker, len(safe)) if tracker else ()
-        save(f"{base}.parquet", *scored)
-    strategy.print(f"selector: {base}.parquet, {len(user)} rows scored")
+        meta = save(f"{base}.parquet", *scored)
+    strategy.print(f"selector: {base}.parquet, {len(user)} rows scored", *told(meta), sep="\n")
     if args.save_path:
         if args.apply_chat_template:
             losses.engine.module.end_at(turn_end(tokenizer))

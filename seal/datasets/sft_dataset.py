@@ -178,10 +178,32 @@ class SFTDataset(torch.utils.data.Dataset):
         The same tokens stay supervised, so a loss here compares with the loss on whole rows.
         """
         name = fingerprint("bare", self.fingerprint)
-        bare = self.rows.map(_drop_prompt, new_fingerprint=name)
-        changed = {"place": np.arange(len(self)), "length": _lengths(bare)}
+        return self._with_tokens(self.rows.map(_drop_prompt, new_fingerprint=name), name)
+
+    def swapped(self) -> "SFTDataset":
+        """Each row's response behind the prompt of the row after it; for a few rows, in memory.
+
+        A row is cut to the longer of the two that it is made from, so its prompt alone fits.
+        """
+        rows, made = list(self.rows), []
+        for row, other in zip(rows, [*rows[1:], rows[0]], strict=True):
+            start, at = (one["supervised"].index(True, 1) for one in (row, other))
+            limit = max(len(row["input_ids"]), len(other["input_ids"]))
+            columns = ("input_ids", "supervised")
+            made.append({name: (other[name][:at] + row[name][start:])[:limit] for name in columns})
+        name = fingerprint("swapped", self.fingerprint)
+        return self._with_tokens(datasets.Dataset.from_list(made), name)
+
+    def _with_tokens(self, tokenised: datasets.Dataset, name: str) -> "SFTDataset":
+        """These rows with other tokens, row for row."""
+        flags = tokenised.with_format(None)["supervised"]
+        changed = {
+            "place": np.arange(len(self)),
+            "length": _lengths(tokenised),
+            "supervised": np.array([sum(row[1:]) for row in flags], dtype=np.int64),
+        }
         return SFTDataset(
-            bare,
+            tokenised,
             lambda name: changed[name] if name in changed else self._known(name),
             skipped=self.skipped,
             truncated=self.truncated,

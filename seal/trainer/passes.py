@@ -108,7 +108,8 @@ class Done(NamedTuple):
     """A finished pass: float64 [R, 2] nats of even and odd tokens, and what it took.
 
     The note holds `cost` (forward passes a row of the user), `seconds`, `cpu_seconds` and `moved`:
-    mean loss of held-out rows before and after tuning, {"safe": [b, a], "rows": [b, a]}.
+    mean loss of held-out rows before and after tuning, {"safe": [b, a], "rows": [b, a]}, and of
+    safe responses behind each other's prompts ("swapped").
     """
 
     sums: np.ndarray
@@ -296,6 +297,8 @@ class Passes:
         """Tunes an engine, and notes how far the loss of held-out rows moved."""
         tuning, looked_at = self.tuning, {"safe": self._held_safe}
         looked_at["rows"] = rows.sample(HELD_ROWS, tuning.seed)
+        if tune_on is self._tuned_on:
+            looked_at["swapped"] = self._held_safe.swapped()
         moved = {name: [self._mean(engine, held)] for name, held in looked_at.items()}
         plan = SFTPlan(tuning.tune_epochs, tuning.train_batch_size, tuning.seed)
         tune(self.engines.over(engine, tune_on), plan)
