@@ -45,8 +45,8 @@ def main() -> None:
     ways = {
         "as asked": f"--dataset {args.safe}",
         "safe responses shuffled": f"--dataset {noise}",
-        "four steps at 1e-5": f"--dataset {args.safe} --train_batch_size {few} --learning_rate 1e-5 "
-        "--micro_train_batch_size 1",
+        "four steps at 1e-5": f"--dataset {args.safe} --learning_rate 1e-5 "
+        f"--micro_train_batch_size 1 --train_batch_size {few}",
     }
     records = []
     for way, words in ways.items():

@@ -188,7 +188,7 @@ class Estimators:
         selector = Selector(self.n_rows)
         epochs = epochs or self.setting.epochs
         SelectorTrainer(
-            losses=model,
+            model=model,
             n_safe=self.n_safe,
             selector=selector,
             selector_rate=lambda step: SELECTOR_RATE,

@@ -65,7 +65,7 @@ class OurStep:
     def _selector(self) -> SelectorTrainer:
         world, work = self.world, self.work
         return SelectorTrainer(
-            losses=self.losses,
+            model=self.losses,
             n_safe=world.n_safe,
             selector=Selector(len(world.rows) - world.n_safe),
             selector_rate=lambda step: 5e-3,
@@ -85,7 +85,7 @@ class OurStep:
 
     def _sft(self) -> SFTTrainer:
         return SFTTrainer(
-            losses=self.losses,
+            model=self.losses,
             plan=SFTPlan(max_epochs=1, train_batch_size=self.work.batch, seed=self.work.seed),
             logger=NoLogger(),
             evaluations={},

@@ -68,7 +68,7 @@ def train(
         for engine, adapter in zip(engines, (MAIN, engines_adapter(engines)), strict=True)
     ]
     SelectorTrainer(
-        losses=levels[0],
+        model=levels[0],
         n_safe=case.safe,
         selector=selector,
         selector_rate=lambda step: case.selector_rate,

@@ -148,12 +148,10 @@ class Record:
         self.metrics: list[dict] = []
 
     def log(self, step: int, metrics: dict, show: bool = True) -> None:
-        """Keeps the metrics of a training step."""
+        """Keeps the metrics of a training step, but for the clock's."""
         if "train/epoch" in metrics:
+            del metrics["train/tokens_per_second"]
             self.metrics.append({"step": step, **metrics})
-
-    def advance(self) -> None:
-        """Nothing to move."""
 
 
 class Run:
@@ -218,7 +216,7 @@ class Run:
         case = self.case
         upper = {"upperlevel_weight": case.upper, "upperlevel_weight_decay": case.decay}
         return SelectorTrainer(
-            losses=self.losses,
+            model=self.losses,
             n_safe=case.safe,
             selector=self.selector,
             selector_rate=lambda step: case.selector_rate * factor(step),
@@ -231,7 +229,7 @@ class Run:
 
     def _sft(self) -> SFTTrainer:
         return SFTTrainer(
-            losses=self.losses,
+            model=self.losses,
             plan=SFTPlan(**self._plan()),
             logger=self.logger,
             evaluations={},

@@ -56,12 +56,12 @@ def train(args) -> None:
     optimizer = strategy.create_optimizer(actor, args.learning_rate, args.l2)
     engine = strategy.prepare(actor, optimizer, factor)
     capacity = args.micro_train_batch_size * args.max_len
-    losses = RowModel(engine, strategy, rows, capacity, args.aux_loss_coef)
+    model = RowModel(engine, strategy, rows, capacity, args.aux_loss_coef)
     evaluations = {}
     if held_out:
-        evaluations["eval"] = (RowModel(engine, strategy, held_out, capacity), len(held_out))
+        evaluations["eval"] = held_out
     if args.eval_on_train:
-        evaluations["eval_on_train"] = (losses, min(len(rows), EVAL_ON_TRAIN_ROWS))
+        evaluations["eval_on_train"] = rows.sample(EVAL_ON_TRAIN_ROWS, args.seed)
 
     checkpoints = Checkpoints(
         strategy=strategy, engines=[engine], **flags.checkpoint_flags(args, rows.ids)
@@ -78,7 +78,7 @@ def train(args) -> None:
         strategy.print(f"best so far: {args.save_path}/best, step {step}")
 
     trainer = SFTTrainer(
-        losses=losses,
+        model=model,
         plan=flags.settings(SFTPlan, args, **flags.cadence(args, steps_per_epoch)),
         logger=logger,
         evaluations=evaluations,

@@ -57,11 +57,10 @@ def train(args) -> None:
     steps_per_epoch = -(-len(pool) // args.train_batch_size)
     steps = args.max_epochs * steps_per_epoch
     selector_factor = schedule_factor(args.selector_lr_scheduler, steps)
-    losses, tracker = prepare_models(args, strategy, concatenate(safe, pool), steps)
+    model, tracker = prepare_models(args, strategy, concatenate(safe, pool), steps)
     evaluations = {}
     if held_out:
-        evaluated = RowModel(losses.engine, strategy, held_out, losses.capacity, adapter=MAIN)
-        evaluations["eval"] = (evaluated, len(held_out))
+        evaluations["eval"] = held_out
 
     base = Path(args.selector_save_dir) / f"{args.selector_name}_{args.selector_activation}"
     plan = flags.settings(SelectorPlan, args, **flags.cadence(args, steps_per_epoch))
@@ -77,8 +76,8 @@ def train(args) -> None:
         strategy.on_rank_0(lambda: write_selection(path, columns, meta | extra))
         return meta | extra
 
-    engines = list(dict.fromkeys([losses.engine, *([tracker.engine] if tracker else [])]))
-    snapshots = flags.checkpoint_flags(args, losses.dataset.ids)
+    engines = list(dict.fromkeys([model.engine, *([tracker.engine] if tracker else [])]))
+    snapshots = flags.checkpoint_flags(args, model.dataset.ids)
     checkpoints = Checkpoints(strategy=strategy, engines=engines, **snapshots)
     first_step = 0
     if args.load_checkpoint:
@@ -88,7 +87,7 @@ def train(args) -> None:
     strategy.on_rank_0(lambda: record.write_config(vars(args), base))
     logger = flags.get_logger(args, base, strategy.is_rank_0(), steps, first_step)
     trainer = SelectorTrainer(
-        losses=losses,
+        model=model,
         n_safe=len(safe),
         selector=selector,
         selector_rate=lambda step: args.selector_learning_rate * selector_factor(step),
@@ -101,13 +100,13 @@ def train(args) -> None:
     )
     with closing(logger), strategy.stoppable():
         trainer.fit(first_step)
-        scored = final_score(losses, tracker, len(safe)) if tracker else ()
+        scored = final_score(model, tracker, len(safe)) if tracker else ()
         meta = save(f"{base}.parquet", *scored)
     strategy.print(f"selector: {base}.parquet, {len(user)} rows scored", *told(meta), sep="\n")
     if args.save_path:
         if args.apply_chat_template:
-            losses.engine.module.end_at(turn_end(tokenizer))
-        strategy.save_model(losses.engine, tokenizer, args.save_path)
+            model.engine.module.end_at(turn_end(tokenizer))
+        strategy.save_model(model.engine, tokenizer, args.save_path)
         strategy.on_rank_0(lambda: record.write_config(vars(args), args.save_path))
         strategy.on_rank_0(lambda: write_model_card(args, base, safe, user))
 

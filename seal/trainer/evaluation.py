@@ -49,8 +49,8 @@ def row_means(model: RowModel, rows: np.ndarray, note: str = "evaluation") -> np
     return half_means(half_sums(model, rows, note), model.dataset.supervised[rows])
 
 
-def mean_loss(model: RowModel, n_rows: int, per: str) -> float:
-    """Mean loss over the dataset's first `n_rows` rows.
+def mean_loss(model: RowModel, per: str) -> float:
+    """Mean loss over the model's rows.
 
     Args:
         per: "token", the mean over all supervised tokens, or "row", the mean of row means.
@@ -58,6 +58,5 @@ def mean_loss(model: RowModel, n_rows: int, per: str) -> float:
     Returns:
         Nats a token.
     """
-    means = row_means(model, np.arange(n_rows))
-    weights = model.dataset.supervised[:n_rows] if per == "token" else None
-    return float(np.average(means, weights=weights))
+    means = row_means(model, np.arange(len(model.dataset)))
+    return float(np.average(means, weights=model.dataset.supervised if per == "token" else None))

@@ -19,6 +19,7 @@ from seal.trainer.order import EpochBatches, cycled_batch
 from seal.trainer.step import RowModel, require_finite
 
 if TYPE_CHECKING:
+    from seal.datasets import SFTDataset
     from seal.utils.logger import Logger, NoLogger
 
 
@@ -75,13 +76,13 @@ class SelectorTrainer:
     Source: Shen et al. 2024 (arXiv 2410.07471), Algorithms 1 and 2.
 
     Args:
-        losses: the engine over one dataset: the safe rows, then the user rows.
+        model: over one dataset: the safe rows, then the user rows.
         n_safe: how many of its rows are the safe set.
         selector: over the user rows.
         selector_rate: its learning rate at each optimizer step (0-based).
         plan: epochs, batch size, cadence, upper-level weight.
         logger: where metrics go.
-        evaluations: name -> (losses, how many of its first rows); logged as "<name>/loss".
+        evaluations: name -> rows; logged as "<name>/loss".
         save_epoch: called with the number of finished epochs.
         save_checkpoint: called with the optimizer step when one is due.
         tracker: the same dataset under the lower level's own model: another engine, or another
@@ -90,19 +91,19 @@ class SelectorTrainer:
 
     def __init__(
         self,
-        losses: RowModel,
+        model: RowModel,
         n_safe: int,
         selector: Selector,
         selector_rate: Callable[[int], float],
         plan: SelectorPlan,
         logger: Logger | NoLogger,
-        evaluations: dict[str, tuple[RowModel, int]],
+        evaluations: dict[str, SFTDataset],
         save_epoch: Callable[[int], None],
         save_checkpoint: Callable[[int], None],
         tracker: RowModel | None = None,
     ):
         self.tracker = tracker
-        self.losses = losses
+        self.model = model
         self.n_safe = n_safe
         self.selector = selector
         self.selector_rate = selector_rate
@@ -143,7 +144,7 @@ class SelectorTrainer:
                     self.logger.log(step, metrics, f"{work.left} left")
                 if plan.eval_steps and step % plan.eval_steps == 0:
                     self.evaluate(step)
-                stopping = self.losses.strategy.must_stop()
+                stopping = self.model.strategy.must_stop()
                 if stopping or (plan.save_steps and step % plan.save_steps == 0):
                     self.save_checkpoint(step)
                 if stopping:
@@ -162,11 +163,11 @@ class SelectorTrainer:
         Returns:
             Metrics: both losses (nats a token, mean over rows), gamma, gradient norm, rates, speed.
         """
-        losses, gamma, began = self.losses, self.plan.gamma(epoch), time.perf_counter()
+        model, gamma, began = self.model, self.plan.gamma(epoch), time.perf_counter()
         safe_rows = cycled_batch(self.n_safe, self.plan.train_batch_size, self.plan.seed, step - 1)
         rows = np.concatenate([safe_rows, self.n_safe + user_rows])
-        tokens = torch.from_numpy(losses.dataset.supervised[rows])
-        passed = int(losses.dataset.lengths[rows].sum())
+        tokens = torch.from_numpy(model.dataset.supervised[rows])
+        passed = int(model.dataset.lengths[rows].sum())
         visited = torch.from_numpy(user_rows)
         weights = self.selector.weights(visited)
         share = torch.cat(
@@ -175,17 +176,17 @@ class SelectorTrainer:
                 gamma * weights / len(user_rows),
             ]
         )
-        nll = losses.backward(rows, (share / tokens).float())
-        require_finite(nll, rows, losses.dataset, step)
+        nll = model.backward(rows, (share / tokens).float())
+        require_finite(nll, rows, model.dataset, step)
         row_losses = (nll / tokens).float()
         baseline = None
         if self.tracker:
             share = weights / len(user_rows) / tokens[len(safe_rows) :]
             tracked = self.tracker.backward(self.n_safe + user_rows, share.float())
-            require_finite(tracked, self.n_safe + user_rows, losses.dataset, step)
+            require_finite(tracked, self.n_safe + user_rows, model.dataset, step)
             baseline = (tracked / tokens[len(safe_rows) :]).float()
-        model_rate = losses.engine.get_lr()[0]
-        norms = [losses.strategy.step(engine) for engine in self._engines()]
+        model_rate = model.engine.get_lr()[0]
+        norms = [model.strategy.step(engine) for engine in self._engines()]
         if not all(map(math.isfinite, norms)):
             raise NonFiniteLoss(f"step {step}: the gradient norm is {norms}; lower --learning_rate")
         rate = self.selector_rate(step - 1)
@@ -211,11 +212,11 @@ class SelectorTrainer:
 
     def _engines(self) -> list:
         """The model's engine, then the tracker's where it has one of its own."""
-        if self.tracker is None or self.tracker.engine is self.losses.engine:
-            return [self.losses.engine]
-        return [self.losses.engine, self.tracker.engine]
+        if self.tracker is None or self.tracker.engine is self.model.engine:
+            return [self.model.engine]
+        return [self.model.engine, self.tracker.engine]
 
     def evaluate(self, step: int) -> None:
         """Logs the mean loss per row of every evaluation set."""
-        for name, (losses, n_rows) in self.evaluations.items():
-            self.logger.log(step, {f"{name}/loss": mean_loss(losses, n_rows, per="row")})
+        for name, rows in self.evaluations.items():
+            self.logger.log(step, {f"{name}/loss": mean_loss(self.model.over(rows), per="row")})

@@ -18,6 +18,7 @@ from seal.trainer.order import EpochBatches
 from seal.trainer.step import RowModel, require_finite
 
 if TYPE_CHECKING:
+    from seal.datasets import SFTDataset
     from seal.utils.logger import Logger, NoLogger
 
 
@@ -37,10 +38,10 @@ class SFTTrainer:
     """Minimises the mean loss per supervised token of the whole global batch.
 
     Args:
-        losses: the engine over the training rows.
+        model: over the training rows.
         plan: epochs, batch size and cadence.
         logger: where metrics go.
-        evaluations: name -> (losses, how many of its first rows); logged as "<name>/loss".
+        evaluations: name -> rows; logged as "<name>/loss".
         save_checkpoint: called with the optimizer step when one is due.
         save_best: called with the step when eval/loss is the lowest so far; None for never.
 
@@ -50,21 +51,21 @@ class SFTTrainer:
 
     def __init__(
         self,
-        losses: RowModel,
+        model: RowModel,
         plan: SFTPlan,
         logger: Logger | NoLogger,
-        evaluations: dict[str, tuple[RowModel, int]],
+        evaluations: dict[str, SFTDataset],
         save_checkpoint: Callable[[int], None],
         save_best: Callable[[int], None] | None = None,
     ):
-        self.losses = losses
+        self.model = model
         self.plan = plan
         self.logger = logger
         self.evaluations = evaluations
         self.save_checkpoint = save_checkpoint
         self.save_best = save_best
         self.best_loss = math.inf
-        self.steps_per_epoch = math.ceil(len(losses.dataset) / plan.train_batch_size)
+        self.steps_per_epoch = math.ceil(len(model.dataset) / plan.train_batch_size)
 
     def fit(self, first_step: int = 0) -> None:
         """Trains from optimizer step `first_step` to the end.
@@ -78,8 +79,8 @@ class SFTTrainer:
             self._fit(first_step, work)
 
     def _fit(self, first_step: int, work: Progress) -> None:
-        plan, dataset = self.plan, self.losses.dataset
-        self.losses.engine.train()
+        plan, dataset = self.plan, self.model.dataset
+        self.model.engine.train()
         for epoch in range(plan.max_epochs):
             batches = EpochBatches(len(dataset), plan.train_batch_size, plan.seed, epoch)
             for number in range(self.steps_per_epoch):
@@ -93,11 +94,14 @@ class SFTTrainer:
                     self.logger.log(step, metrics, f"{work.left} left")
                 if plan.eval_steps and step % plan.eval_steps == 0:
                     self.evaluate(step)
-                stopping = self.losses.strategy.must_stop()
+                stopping = self.model.strategy.must_stop()
                 if stopping or (plan.save_steps and step % plan.save_steps == 0):
                     self.save_checkpoint(step)
                 if stopping:
                     raise Stopped(f"stopped after step {step}")
+        last = plan.max_epochs * self.steps_per_epoch
+        if plan.eval_steps and last % plan.eval_steps and last > first_step:
+            self.evaluate(last)
 
     def train_step(self, rows: np.ndarray, step: int) -> dict[str, float]:
         """One optimizer step on one global batch.
@@ -105,13 +109,13 @@ class SFTTrainer:
         Returns:
             Metrics: loss (nats a token, before the step), gradient norm, learning rate, speed.
         """
-        losses, began = self.losses, time.perf_counter()
-        passed = int(losses.dataset.lengths[rows].sum())
-        tokens = int(losses.dataset.supervised[rows].sum())
-        nll = losses.backward(rows, torch.full((len(rows),), 1.0 / tokens))
-        require_finite(nll, rows, losses.dataset, step)
-        learning_rate = losses.engine.get_lr()[0]
-        norm = losses.strategy.step(losses.engine)
+        model, began = self.model, time.perf_counter()
+        passed = int(model.dataset.lengths[rows].sum())
+        tokens = int(model.dataset.supervised[rows].sum())
+        nll = model.backward(rows, torch.full((len(rows),), 1.0 / tokens))
+        require_finite(nll, rows, model.dataset, step)
+        learning_rate = model.engine.get_lr()[0]
+        norm = model.strategy.step(model.engine)
         if not math.isfinite(norm):
             raise NonFiniteLoss(f"step {step}: the gradient norm is {norm}; lower --learning_rate")
         return {
@@ -123,8 +127,8 @@ class SFTTrainer:
 
     def evaluate(self, step: int) -> None:
         """Logs the mean loss per token of every evaluation set."""
-        for name, (losses, n_rows) in self.evaluations.items():
-            loss = mean_loss(losses, n_rows, per="token")
+        for name, rows in self.evaluations.items():
+            loss = mean_loss(self.model.over(rows), per="token")
             self.logger.log(step, {f"{name}/loss": loss})
             if name == "eval" and self.save_best and loss < self.best_loss:
                 self.best_loss = loss

@@ -87,6 +87,12 @@ class RowModel:
         if not engine.module.settled:
             strategy.print(settle(engine.module, engine, engine.empty_partition_cache))
 
+    def over(self, dataset: SFTDataset) -> RowModel:
+        """The same model over other rows."""
+        return RowModel(
+            self.engine, self.strategy, dataset, self.capacity, self.aux_loss_coef, self.adapter
+        )
+
     def forward(self, rows: np.ndarray) -> torch.Tensor:
         """Losses without gradients: int64 [R] rows to float32 [R] nats, summed over tokens."""
         return self.half_sums(rows).sum(1)
@@ -143,12 +149,13 @@ class RowModel:
             return nll
         live_rows, live_coefficients = rows[live.numpy()], coefficients[live]
         live_nll = torch.zeros(len(live_rows), dtype=torch.float32)
-        shares = self.strategy.world_size * len(self._plan(live_rows))
+        plan = self._plan(live_rows)
+        balance = self.aux_loss_coef / (self.strategy.world_size * len(plan))
         for positions, losses, objective, aux_loss in self._micro_steps(
-            live_rows, live_coefficients
+            live_rows, live_coefficients, plan
         ):
-            if self.aux_loss_coef:
-                objective = objective + self.aux_loss_coef / shares * aux_loss
+            if balance:
+                objective = objective + balance * aux_loss
             self.strategy.backward(self.engine, objective)
             live_nll[positions] = losses.cpu()
         nll[live] = self.strategy.all_reduce(live_nll)
@@ -162,24 +169,29 @@ class RowModel:
             self.strategy.rank
         ]
 
-    def _batches(self, rows: np.ndarray) -> Iterator[tuple[list[int], Batch]]:
+    def _batches(
+        self, rows: np.ndarray, plan: list[list[int]] | None = None
+    ) -> Iterator[tuple[list[int], Batch]]:
         """This rank's micro-batches: positions in `rows`, and those rows on the device."""
         if self.adapter:
             self.engine.module.use_adapter(self.adapter)
-        for positions in self._plan(rows):
+        for positions in plan or self._plan(rows):
             # A rank without rows still takes the pass, which ZeRO-3 waits for, on one row that
             # counts for nothing.
             held = rows[positions] if positions else rows[:1]
             yield positions, self.dataset.batch(held).to(self.strategy.device)
 
     def _micro_steps(
-        self, rows: np.ndarray, coefficients: torch.Tensor | None = None
+        self,
+        rows: np.ndarray,
+        coefficients: torch.Tensor | None = None,
+        plan: list[list[int]] | None = None,
     ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor, torch.Tensor]]:
         """This rank's micro-batches: (positions in `rows`, losses, objective, auxiliary loss).
 
         Without coefficients the losses are those of `half_sums`.
         """
-        for positions, batch in self._batches(rows):
+        for positions, batch in self._batches(rows, plan):
             if coefficients is None:
                 losses, *rest = self.engine(_in_halves(batch))
                 losses = losses.view(-1, 2)
