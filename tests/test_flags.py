@@ -71,7 +71,7 @@ OWN = {
     "train_sft_selector": {
         "new_dataset": "U",
         "selector_activation": "softmax",
-        "selector_learning_rate": 1e-2,
+        "selector_learning_rate": 0.1,
         "selector_lr_scheduler": "constant",
         "upperlevel_weight": 0.9,
         "upperlevel_weight_decay": 0.1,

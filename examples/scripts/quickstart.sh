@@ -85,8 +85,8 @@ step contrast 50 "2/10 score the rows by the contrast, with canaries, on $RANKS 
     --canary_dataset "$WORLD/canaries.jsonl"
 
 step bilevel 90 "3/10 train a selector by bilevel optimisation" \
-    score train_sft_selector.py --selector_name demo --selector_learning_rate 0.1 \
-    --upperlevel_weight 0.9 --upperlevel_weight_decay 0.1 --max_epochs 3 --logging_steps 10
+    score train_sft_selector.py --selector_name demo \
+    --max_epochs 3 --logging_steps 10
 
 step random-scores 15 "4/10 give every row a random score, to compare with" \
     score score_dataset.py --method random --selector_name random

@@ -229,7 +229,7 @@ def selector_parser() -> Parser:
     )
     add("--selector_activation", default="softmax", help="softmax or sigmoid (default softmax)")
     add("--selector_optim", default="mirror", help="mirror or adam, the published (default mirror)")
-    add("--selector_learning_rate", type=float, default=1e-2, help="of the logits (default 1e-2)")
+    add("--selector_learning_rate", type=float, default=0.1, help="of the logits (default 0.1)")
     add("--selector_lr_scheduler", default="constant", help="(default constant)")
     add("--upperlevel_weight", type=float, default=0.9, help="safe loss weight, in (0, 1]")
     add("--upperlevel_weight_decay", type=float, default=0.1, help="its fall after each epoch")

@@ -102,7 +102,8 @@ def train(args) -> None:
         trainer.fit(first_step)
         scored = final_score(model, tracker, len(safe)) if tracker else ()
         meta = save(f"{base}.parquet", *scored)
-    strategy.print(f"selector: {base}.parquet, {len(user)} rows scored", *told(meta), sep="\n")
+    lines = [f"selector: {base}.parquet, {len(user)} rows scored", *told(meta)]
+    strategy.print("\n".join(lines))
     if args.save_path:
         if args.apply_chat_template:
             model.engine.module.end_at(turn_end(tokenizer))
