@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# Trains one selector on two nodes and on one, and compares the scores.
+# Trains a selector and scores rows on two nodes and on one, and compares. The scoring loses its
+# second node in the middle and is started again.
 #
 #     bash benchmarks/two_nodes.sh [OUT]
 #
 # The nodes are two network namespaces of this machine (needs root and iproute2): own interfaces, own
 # addresses, a cable between them, nothing else in common but the disk. One rank a node by
-# `torchrun --nnodes 2`, against two ranks on one node. The last line is JSON:
-# {"rows", "largest_difference", "same_order", "seconds"}.
+# `torchrun --nnodes 2`, against two ranks on one node (selector) and one rank (scores). The last
+# line is JSON: {"rows", "selector": {"largest_difference", "same_order"}, "scores": {the same},
+# "passes_kept": passes that the second start took from the first, "seconds"}.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -40,46 +42,69 @@ write_rows(out / "safe.jsonl", make_rows(24, seed=1))
 write_rows(out / "user.jsonl", make_rows(60, seed=2))
 PYTHON
 
-selector() { # NAME LAUNCHER...: train with a launcher
-    local name=$1
-    shift
-    "$@" examples/train_sft_selector.py --pretrain "$out/model" --dataset "$out/safe.jsonl" \
-        --new_dataset "$out/user.jsonl" --max_len 64 --max_epochs 2 --train_batch_size 8 \
-        --micro_train_batch_size 2 --learning_rate 1e-3 --upperlevel_weight 0.9 --zero_stage 2 \
-        --lr_scheduler constant --selector_lr_scheduler constant --selector_learning_rate 0.1 \
-        --selector_name "$name" --selector_save_dir "$out"
+common="--pretrain $out/model --dataset $out/safe.jsonl --new_dataset $out/user.jsonl --max_len 64 \
+    --train_batch_size 8 --micro_train_batch_size 2 --learning_rate 1e-3 --zero_stage 2 \
+    --lr_scheduler constant --selector_save_dir $out"
+selector="examples/train_sft_selector.py $common --max_epochs 2 --upperlevel_weight 0.9 \
+    --selector_lr_scheduler constant --selector_learning_rate 0.1 --selector_name"
+scores="examples/score_dataset.py $common --method relative_excess --tune_epochs 2 --selector_name"
+node() { # NAMESPACE RANK PORT SCRIPT...: one node of two
+    local name=$1 rank=$2 port=$3
+    shift 3
+    GLOO_SOCKET_IFNAME=cable ip netns exec "$name" torchrun --nnodes 2 --nproc_per_node 1 \
+        --node_rank "$rank" --master_addr 10.77.0.1 --master_port "$port" "$@"
 }
-node() { # NAMESPACE RANK: one node of two
-    GLOO_SOCKET_IFNAME=cable selector "two-$2" ip netns exec "$1" torchrun --nnodes 2 \
-        --nproc_per_node 1 --node_rank "$2" --master_addr 10.77.0.1 --master_port 29500
+both() { # PORT SCRIPT...: both nodes, to the end
+    node "$second" 1 "$@" >"$out/node1.log" 2>&1 &
+    local other=$!
+    node "$first" 0 "$@" >"$out/node0.log" 2>&1 || { cat "$out/node0.log"; exit 1; }
+    wait "$other" || { cat "$out/node1.log"; exit 1; }
 }
 
 start=$SECONDS
-node "$second" 1 >"$out/node1.log" 2>&1 &
-other=$!
-node "$first" 0 2>&1 | tee "$out/node0.log"
-wait "$other" || { cat "$out/node1.log"; exit 1; }
-seconds=$((SECONDS - start))
-selector one torchrun --standalone --nproc_per_node 2 >"$out/one.log" 2>&1 \
+both 29500 $selector two
+torchrun --standalone --nproc_per_node 2 $selector one >"$out/one.log" 2>&1 \
     || { cat "$out/one.log"; exit 1; }
 
-python - "$out" "$seconds" <<'PYTHON'
+node "$first" 0 29501 $scores both >"$out/lost0.log" 2>&1 &
+left=$!
+node "$second" 1 29501 $scores both >"$out/lost1.log" 2>&1 &
+until [ -e "$out/both_parts/fold0.json" ]; do # the first pass is done
+    kill -0 "$left" || { cat "$out"/lost?.log; exit 1; }
+    sleep 0.1
+done
+ip netns pids "$second" | xargs kill -9
+if wait "$left"; then echo "the node that was left ended well without the other"; exit 1; fi
+touch "$out/lost"
+both 29502 $scores both
+
+python - "$out" $scores alone $((SECONDS - start)) <<'PYTHON'
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
 
+from seal.cli.flags import score_parser
+from seal.cli.score_dataset import score
 from seal.selection.artefact import read_selection
 
-out = Path(sys.argv[1])
-two = read_selection(next(out.glob("two-?_softmax.parquet")))
-one = read_selection(out / "one_softmax.parquet")
-assert (one.id == two.id).all() and (two.visits == 2).all()
-print(json.dumps({
-    "rows": len(one),
-    "largest_difference": float(np.abs(one.score - two.score).max()),
-    "same_order": bool((np.argsort(one.score) == np.argsort(two.score)).all()),
-    "seconds": int(sys.argv[2]),
-}))
+out, flags, seconds = Path(sys.argv[1]), sys.argv[3:-1], int(sys.argv[-1])
+score(score_parser().parse_args(flags))
+
+
+def compared(one: str, other: str) -> dict:
+    one, other = (read_selection(out / f"{name}.parquet") for name in (one, other))
+    assert (one.id == other.id).all() and (one.visits == other.visits).all()
+    return {
+        "largest_difference": float(np.abs(one.score - other.score).max()),
+        "same_order": bool((np.argsort(one.score) == np.argsort(other.score)).all()),
+    }
+
+
+lost = (out / "lost").stat().st_mtime
+kept = [path.stem for path in (out / "both_parts").glob("*.json") if path.stat().st_mtime < lost]
+found = {"rows": len(read_selection(out / "both.parquet"))}
+found |= {"selector": compared("one_softmax", "two_softmax"), "scores": compared("alone", "both")}
+print(json.dumps(found | {"passes_kept": sorted(set(kept) - {"run"}), "seconds": seconds}))
 PYTHON

@@ -1,4 +1,4 @@
-"""Two nodes, real ones as far as the network goes, give the scores of one."""
+"""Two nodes, real ones as far as the network goes, give the scores of one; a lost one resumes."""
 
 import json
 import os
@@ -39,5 +39,6 @@ def test_two_nodes_give_the_scores_of_one(tmp_path):
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["rows"] == 60 and found["same_order"]
-    assert found["largest_difference"] < 1e-5
+    assert found["rows"] == 60 and found["passes_kept"] == ["fold0"]
+    for kind in ("selector", "scores"):
+        assert found[kind]["same_order"] and found[kind]["largest_difference"] < 1e-5
