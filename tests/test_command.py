@@ -22,6 +22,7 @@ from seal.command.export import FORMATS
 from seal.datasets import load_rows
 from seal.ids import id_text
 from seal.selection.artefact import kept_mask, read_selection, selection_meta, write_selection
+from seal.selection.calibration import calibrate
 
 ROOT = Path(__file__).resolve().parents[1]
 N = 40
@@ -71,7 +72,7 @@ def score_file(path, names: str, seed: int = 0, topp_rows: slice = slice(None)):
     columns |= {"score": rng.standard_normal(n), "weight": rng.random(n) + 0.1}
     meta = selection_meta(
         method="safe_loss",
-        arguments={"lr": 1e-5},
+        arguments={"learning_rate": 1e-5, "l2": 0.0},
         fingerprint="feed",
         raw=len(rows),
         skipped={"too long": len(rows) - n},
@@ -166,13 +167,36 @@ def test_a_closed_pipe_is_no_error(home):
 
 def test_show(home):
     text = seal("show", home / "a.parquet")
-    assert "safe_loss lr=1e-05" in text and "raw 40, scored 40, skipped: too long 0" in text
+    assert "safe_loss, learning_rate 1e-05\n" in text and "visits" not in text
+    assert "raw 40, scored 40, skipped: too long 0" in text
     result = seal_json("show", home / "a.parquet")
     selection = read_selection(home / "a.parquet")
     weight = selection.weight.astype(float)
     assert result["weights"]["ess"] == pytest.approx(weight.sum() ** 2 / (weight**2).sum())
     assert result["score_percentiles"]["50"] == pytest.approx(np.median(selection.score))
     assert result["weights"]["entropy"] < result["weights"]["max_entropy"]
+
+
+def test_show_says_what_a_selector_is_worth(home, tmp_path):
+    selection = read_selection(home / "a.parquet")
+    columns = {name: selection.column(name) for name in ("id", "occurrence", "row", "score")}
+    evidence = {"reliability": 0.21, "moved": {"safe": {"safe": [2.0, 1.0], "rows": [2.0, 1.5]}}}
+    calibration = calibrate(selection.score, selection.score[::3])
+    meta = selection.meta | {"evidence": evidence, "calibration": calibration}
+    write_selection(tmp_path / "b.parquet", columns, meta)
+    text = seal("show", tmp_path / "b.parquet")
+    assert "reliability, from the halves of each response: 0.21" in text
+    assert "loss of held-out ones 2.000 to 1.000" in text and "AUROC against canaries: 0." in text
+    assert text.count("warning: ") == 2 and "most of it is noise" in text
+    assert seal_json("show", tmp_path / "b.parquet")["meta"]["evidence"] == evidence
+
+
+def test_other_files_than_a_parquet_are_refused_with_the_remedy(home, tmp_path):
+    torch.save(torch.zeros(3), tmp_path / "old.pt")
+    assert "`seal convert` makes a .parquet of it" in refused("show", tmp_path / "old.pt")
+    for words in (("show", home), ("export", home, "--topp", 1, "--out", tmp_path / "x")):
+        data = ("--dataset", home / "data.jsonl")
+        assert "is a folder; give a .parquet file (it holds: a.parquet" in refused(*words, *data)
 
 
 def test_show_lists_best_and_worst_rows_with_their_text(home, tmp_path):

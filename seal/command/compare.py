@@ -4,9 +4,10 @@ import argparse
 
 import numpy as np
 
+from seal.command.dataset import aligned
 from seal.errors import InputError
 from seal.ids import id_text
-from seal.selection.artefact import Selection, kept_mask, read_selection
+from seal.selection.artefact import Selection, read_selection
 from seal.statistics import spearman
 
 _FIRST = 5  # ids listed of the rows that changed sides
@@ -43,37 +44,37 @@ def compare(a: Selection, b: Selection, topp: float) -> dict:
     in_a = lines[in_b]
     if len(in_b) == 0:
         raise InputError(f"no row in common: a has {len(a)}, b has {len(b)}")
-    kept_a, kept_b = kept_mask(a.score, topp)[in_a], kept_mask(b.score, topp)[in_b]
+    kept_a, kept_b = a.kept(topp)[in_a], b.kept(topp)[in_b]
     both, either = int(np.sum(kept_a & kept_b)), int(np.sum(kept_a | kept_b))
+
+    def changed(rows: np.ndarray) -> dict:
+        first = id_text(b.id[in_b[rows][:_FIRST]]).to_pylist()
+        return {"count": int(rows.sum()), "first_ids": first}
+
     return {
         "topp": topp,
         "rows": {"a": len(a), "b": len(b), "common": len(in_b)},
         "spearman": spearman(a.score[in_a], b.score[in_b]),
         "kept": {"a": int(kept_a.sum()), "b": int(kept_b.sum()), "both": both},
         "overlap": both / either if either else None,
-        "only_a": _changed(b, in_b[kept_a & ~kept_b]),
-        "only_b": _changed(b, in_b[kept_b & ~kept_a]),
+        "only_a": changed(kept_a & ~kept_b),
+        "only_b": changed(kept_b & ~kept_a),
     }
-
-
-def _changed(b: Selection, lines: np.ndarray) -> dict:
-    return {"count": len(lines), "first_ids": id_text(b.id[lines[:_FIRST]]).to_pylist()}
 
 
 def _render(result: dict) -> str:
     rows, kept = result["rows"], result["kept"]
-    show = {name: "-" if result[name] is None else f"{result[name]:.4f}" for name in _NUMBERS}
-    parts = [
-        f"rows       a {rows['a']}, b {rows['b']}, common {rows['common']}",
-        f"spearman   {show['spearman']}",
-        f"kept       at topp {result['topp']:g}, of the common rows: a {kept['a']}, "
-        f"b {kept['b']}, both {kept['both']}; overlap {show['overlap']} (both / either)",
-    ]
-    for name in ("only_a", "only_b"):
-        changed = result[name]
-        ids = f"; first ids {', '.join(changed['first_ids'])}" if changed["count"] else ""
-        parts.append(f"kept by {name[-1]} only: {changed['count']}{ids}")
-    return "\n".join(parts)
+    table = {
+        "rows": f"a {rows['a']}, b {rows['b']}, common {rows['common']}",
+        "spearman": _number(result["spearman"]),
+        "kept": f"at topp {result['topp']:g}, of the common rows: a {kept['a']}, b {kept['b']}, "
+        f"both {kept['both']}; overlap {_number(result['overlap'])} (both / either)",
+    }
+    for name in "ab":
+        changed = result[f"only_{name}"]
+        table[f"kept by {name} only"] = " ".join([str(changed["count"]), *changed["first_ids"]])
+    return aligned(table)
 
 
-_NUMBERS = ("spearman", "overlap")
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

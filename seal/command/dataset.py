@@ -1,4 +1,4 @@
-"""The flags that name a dataset, and the rows they name."""
+"""What several subcommands share: the flags that name a dataset or a share, rows, aligned text."""
 
 import argparse
 import sys
@@ -54,6 +54,12 @@ def read_rows(args: argparse.Namespace) -> "datasets.Dataset":
         output_key=args.output_key,
     )
     return readable(rows)
+
+
+def aligned(facts: dict[str, str]) -> str:
+    """One line a fact, the names in a column of their own."""
+    width = max(map(len, facts))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in facts.items())
 
 
 def hide_bars() -> None:

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from seal.command.dataset import aligned
+
 NEEDED = ("torch", "deepspeed", "transformers", "peft", "accelerate", "datasets", "safetensors")
 GPU_EXTRAS = {
     "flash-attn": "faster attention; without it varlen attention of torch is used",
@@ -16,7 +18,6 @@ GPU_EXTRAS = {
 }
 _INSTALL = "pip install -r requirements.txt && pip install -e ."
 _GB = 1e9
-_LOW_GB = {"memory": 4, "disk": 10, "shared memory": 1}
 
 
 class Check(NamedTuple):
@@ -38,32 +39,31 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> tuple[dict, str]:
     cuda, checks = accelerator()
-    checks = [python(), *packages(cuda), *checks, *compilers(cuda), *resources()]
+    version = ".".join(map(str, sys.version_info[:3]))
+    python = Check("python", sys.version_info >= (3, 11), version, "install Python 3.11 or later")
+    checks = [python, *packages(cuda), *checks, *tools(cuda), *resources()]
     ok = all(check.ok is not False for check in checks)
     works = verdict({check.name: check for check in checks}, cuda)
+    marks = {True: "ok", False: "MISSING", None: "-"}
+    lines = []
+    for check in checks:
+        remedy = f"  ({check.remedy})" if check.remedy and not check.ok else ""
+        lines.append(f"{marks[check.ok]:<8} {check.name:<14} {check.found}{remedy}")
     result = {"ok": ok, "checks": [check._asdict() for check in checks], "works": works}
-    return result, _render(checks, works)
-
-
-def python() -> Check:
-    found = ".".join(map(str, sys.version_info[:3]))
-    return Check("python", sys.version_info >= (3, 11), found, "install Python 3.11 or later")
+    return result, "\n".join([*lines, "", aligned(works)])
 
 
 def packages(cuda: bool) -> list[Check]:
     """The needed packages against the ranges of setup.py, and the GPU extras."""
-    ranges = _ranges()
-    checks = []
+    ranges, checks = _ranges(), []
     for name in NEEDED:
         found, wanted = _version(name), ranges.get(name)
         fits = found is not None and (wanted is None or wanted.contains(found, prereleases=True))
-        shown = found or "not installed"
         remedy = f"{_INSTALL} (needs {name}{wanted or ''})"
-        checks.append(Check(name, fits, shown, remedy))
+        checks.append(Check(name, fits, found or "not installed", remedy))
+    how = "pip install -e .[gpu]" if cuda else "needs a CUDA GPU"
     for name, purpose in GPU_EXTRAS.items():
-        found = _version(name)
-        remedy = f"{purpose}; " + ("pip install -e .[gpu]" if cuda else "needs a CUDA GPU")
-        checks.append(Check(name, True if found else None, found or "not installed", remedy))
+        checks.append(_remark(name, _version(name), "not installed", f"{purpose}; {how}"))
     return checks
 
 
@@ -80,56 +80,39 @@ def accelerator() -> tuple[bool, list[Check]]:
         native = {"avx512_bf16", "amx_bf16"}.intersection(flags)
         bf16 = "on CPU, native" if native else "on CPU, emulated: slower than float32"
         return False, [Check("accelerator", None, "cpu", remedy), Check("bf16", True, bf16)]
-    names = []
-    for index in range(torch.cuda.device_count()):
-        device = torch.cuda.get_device_properties(index)
-        names.append(f"{device.name} {device.total_memory / _GB:.0f} GB")
-    bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    devices = [torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count())]
+    names = ", ".join(f"{device.name} {device.total_memory / _GB:.0f} GB" for device in devices)
+    bf16 = "yes" if torch.cuda.is_bf16_supported(including_emulation=False) else None
     return True, [
-        Check("accelerator", True, f"cuda {torch.version.cuda}: {', '.join(names)}"),
-        Check(
-            "bf16",
-            True if bf16 else None,
-            "yes" if bf16 else "no",
-            "this GPU lacks it: train in float32",
-        ),
+        Check("accelerator", True, f"cuda {torch.version.cuda}: {names}"),
+        _remark("bf16", bf16, "no", "this GPU lacks it: train in float32"),
     ]
 
 
-def compilers(cuda: bool) -> list[Check]:
+def tools(cuda: bool) -> list[Check]:
     """What DeepSpeed needs to build its operators at first start."""
-    tools = {
-        "c++": (("c++", "g++", "clang++"), "apt install g++"),
-        "ninja": (("ninja",), "pip install ninja"),
-    }
+    wanted = {"c++": ("c++", "apt install g++"), "ninja": ("ninja", "pip install ninja")}
     if cuda:
-        tools["nvcc"] = (("nvcc",), "install the CUDA toolkit, set CUDA_HOME")
-    checks = []
-    for name, (commands, remedy) in tools.items():
-        found = next(filter(None, map(shutil.which, commands)), None)
-        use = "DeepSpeed builds its operators with it at first start"
-        checks.append(
-            Check(name, True if found else None, found or "not found", f"{use}: {remedy}")
-        )
-    return checks
+        wanted["nvcc"] = ("nvcc", "install the CUDA toolkit, set CUDA_HOME")
+    use = "DeepSpeed builds its operators with it at first start"
+    return [
+        _remark(name, shutil.which(command), "not found", f"{use}: {remedy}")
+        for name, (command, remedy) in wanted.items()
+    ]
 
 
 def resources() -> list[Check]:
     """Cores, and memory, disk and shared memory in GB (10^9 bytes)."""
     kilobytes = _first_line("/proc/meminfo", "MemAvailable").split()
-    memory = int(kilobytes[0]) / 1e6 if kilobytes else None
-    disk = shutil.disk_usage(".").free / _GB
     shm = shutil.disk_usage("/dev/shm").free / _GB if Path("/dev/shm").is_dir() else None
-    remedies = {
-        "memory": "close other programs or use a smaller model",
-        "disk": "free space here, or move HF_HOME and --save_path elsewhere",
-        "shared memory": "workers and NCCL use /dev/shm: docker run --shm-size 8g",
-    }
     checks = [Check("cores", True, str(len(os.sched_getaffinity(0))))]
-    for name, free in {"memory": memory, "disk": disk, "shared memory": shm}.items():
-        enough = free is not None and free >= _LOW_GB[name]
+    for name, free, least, remedy in (
+        ("memory", int(kilobytes[0]) / 1e6 if kilobytes else None, 4, "use a smaller model"),
+        ("disk", shutil.disk_usage(".").free / _GB, 10, "free space, or move HF_HOME elsewhere"),
+        ("shared memory", shm, 1, "workers and NCCL use /dev/shm: docker run --shm-size 8g"),
+    ):
         found = "unknown" if free is None else f"{free:.1f} GB free"
-        checks.append(Check(name, True if enough else None, found, remedies[name]))
+        checks.append(Check(name, True if free and free >= least else None, found, remedy))
     return checks
 
 
@@ -148,13 +131,8 @@ def verdict(checks: dict[str, Check], cuda: bool) -> dict[str, str]:
     }
 
 
-def _render(checks: list[Check], works: dict[str, str]) -> str:
-    marks = {True: "ok", False: "MISSING", None: "-"}
-    lines = []
-    for check in checks:
-        remedy = f"  ({check.remedy})" if check.remedy and not check.ok else ""
-        lines.append(f"{marks[check.ok]:<8} {check.name:<14} {check.found}{remedy}")
-    return "\n".join([*lines, "", *(f"{task:<28} {answer}" for task, answer in works.items())])
+def _remark(name: str, found: str | None, absent: str, remedy: str) -> Check:
+    return Check(name, True if found else None, found or absent, remedy)
 
 
 def _version(name: str) -> str | None:
@@ -176,8 +154,7 @@ def _ranges() -> dict:
 
 def _first_line(path: str, key: str) -> str:
     """The value of the first `key: value` line of a /proc file; empty where there is none."""
-    try:
-        lines = Path(path).read_text().splitlines()
-    except OSError:
+    if not Path(path).is_file():
         return ""
+    lines = Path(path).read_text().splitlines()
     return next((line.partition(":")[2] for line in lines if line.startswith(key)), "")

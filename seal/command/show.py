@@ -1,23 +1,31 @@
-"""`seal show`: what a selector holds, and the rows it likes best and least."""
+"""`seal show`: what a selector holds, how far it can be trusted, its best and its worst rows."""
 
 import argparse
-import json
 
 import numpy as np
 
-from seal.command.dataset import add_dataset_flags, read_rows
+from seal.command.dataset import add_dataset_flags, aligned, read_rows
 from seal.selection.artefact import Selection, read_selection
+from seal.selection.evidence import told
 from seal.statistics import effective_rows, entropy
 
 _QUANTILES = (0, 1, 10, 25, 50, 75, 90, 99, 100)  # per cent
 _TEXT = 300  # characters of a message shown
+_ARGUMENTS = (  # of the method's line; --json has them all
+    "learning_rate",
+    "tune_epochs",
+    "max_epochs",
+    "train_batch_size",
+    "lora_rank",
+    "selector_learning_rate",
+    "safe_model",
+    "rows_model",
+)
 EXAMPLE = "seal show ckpt/mine_softmax.parquet --bottom 5 --dataset user.jsonl"
 
 
 def add_parser(subparsers) -> None:
-    parser = subparsers.add_parser(
-        "show", help="what a selector holds, and its best and worst rows"
-    )
+    parser = subparsers.add_parser("show", help="what a selector holds and is worth, its rows")
     parser.add_argument("file", help="the selector (.parquet)")
     parser.add_argument("--top", type=int, default=0, help="rows of highest score to list")
     parser.add_argument("--bottom", type=int, default=0, help="rows of lowest score to list")
@@ -38,7 +46,7 @@ def run(args: argparse.Namespace) -> tuple[dict, str]:
 
 
 def summary(selection: Selection) -> dict:
-    """Distribution of scores and weights; `ess` is the effective number of rows, (sum w)^2/sum w^2.
+    """Distribution of scores and weights; `ess` is the effective number of rows.
 
     Entropy is in nats; that of equal weights is log N.
     """
@@ -72,38 +80,32 @@ def _texts(args: argparse.Namespace, selection: Selection, lines: np.ndarray) ->
 
 def _render(result: dict) -> str:
     meta, weights, visits = result["meta"], result["weights"], result["visits"]
-    counts = meta["dataset"]
-    n = counts["scored"]
+    counts, n = meta["dataset"], meta["dataset"]["scored"]
     skipped = ", ".join(f"{reason} {count}" for reason, count in counts["skipped"].items())
-    arguments = {name: value for name, value in meta["arguments"].items() if value is not None}
-    arguments = " ".join(f"{name}={_word(value)}" for name, value in arguments.items())
+    given = {name: meta["arguments"].get(name) for name in _ARGUMENTS}
+    given = [f"{name} {value}" for name, value in given.items() if value not in (None, 0)]
     scores = result["score_percentiles"].items()
     table = {
-        "selector": f"{result['file']} (format {meta['format']})",
-        "method": f"{meta['method']} {arguments}".rstrip(),
-        "model": f"{meta['model']}, tokenizer {meta['tokenizer']}, max_len {meta['max_len']}",
-        "made by": ", ".join(f"{name} {version}" for name, version in meta["versions"].items()),
-        "commit": f"{meta['commit']}, seed {meta['seed']}",
-        "dataset": counts["fingerprint"],
+        "selector": f"{result['file']} (format {meta['format']}, commit {meta['commit']})",
+        "method": ", ".join([meta["method"], *given]),
+        "model": f"{meta['model']}, max_len {meta['max_len']}, seed {meta['seed']}",
         "rows": f"raw {counts['raw']}, scored {n}, skipped: {skipped or 'none'}",
         "score %": "  ".join(f"{percent:>8}" for percent, _ in scores),
         "": "  ".join(f"{value:>8.4g}" for _, value in scores),
-        "weights": f"effective rows {weights['ess']:.1f} of {n} ({weights['ess'] / n:.1%}), "
-        f"entropy {weights['entropy']:.3f} of {weights['max_entropy']:.3f} nats, "
-        f"largest {weights['max']:.3g}",
-        "visits": f"at most {visits['max']}; {visits['rows_without']} of {n} rows have none",
     }
-    parts = [f"{name:<9}  {value}" for name, value in table.items()]
+    if weights["max"] > 1:
+        table["weights"] = (
+            f"effective rows {weights['ess']:.1f} of {n} ({weights['ess'] / n:.1%}), "
+            f"entropy {weights['entropy']:.3f} of {weights['max_entropy']:.3f} nats, "
+            f"largest {weights['max']:.3g}"
+        )
+    if visits["max"]:
+        table["visits"] = f"at most {visits['max']}; {visits['rows_without']} of {n} rows have none"
+    parts = [aligned(table), *told(meta)]
     for name in ("top", "bottom"):
         parts += [f"\n{name} {len(result[name])}"] * bool(result[name])
         parts += [_render_line(line) for line in result[name]]
     return "\n".join(parts)
-
-
-def _word(value: object) -> str:
-    """A value on one line; text with blanks in quotes."""
-    plain = isinstance(value, str) and value.split() == [value]
-    return value if plain else json.dumps(value, ensure_ascii=False)
 
 
 def _render_line(line: dict) -> str:

@@ -28,7 +28,7 @@ def load_selection(
         InputError: another suffix, or a `.pt` without the dataset, tokenizer and max_len.
     """
     suffix = Path(path).suffix
-    if suffix == ".parquet":
+    if suffix == ".parquet" or Path(path).is_dir():
         return read_selection(path)
     if suffix != ".pt":
         raise InputError(f"{path}: a selector is a .parquet or a published .pt, got {suffix!r}")
