@@ -54,7 +54,7 @@ def no_room(failure: BaseException | None) -> InputError | None:
 
 
 def save_tensors(content: dict, path: str | os.PathLike) -> None:
-    """Writes a .pt file of plain tensors and numbers.
+    """Writes a .pt file of plain tensors and numbers, and waits until it is on the disk.
 
     Raises:
         OSError: it cannot be written, for the reason it gives; torch alone does not tell.
@@ -65,6 +65,8 @@ def save_tensors(content: dict, path: str | os.PathLike) -> None:
         noted = _Noted(file)
         try:
             torch.save(content, noted)
+            file.flush()
+            os.fsync(file.fileno())
         except RuntimeError as error:
             raise noted.failure or error from None
 

@@ -83,16 +83,16 @@ def kill(process: subprocess.Popen) -> str:
     return process.communicate()[0]
 
 
-def kill_once(found: Path, words: list, seconds: float = SECONDS, **options) -> None:
-    """Starts a command and kills it -9 as soon as the path `found` exists.
+def kill_once(pattern: str, words: list, cwd: Path, seconds: float = SECONDS, **options) -> None:
+    """Starts a command in `cwd` and kills it -9 as soon as something there fits the pattern.
 
     Raises:
         AssertionError: it ended by itself, or took longer than `seconds`.
     """
-    process, limit = start(words, **options), time.monotonic() + seconds
-    while not found.exists() and process.poll() is None and time.monotonic() < limit:
+    process, limit = start(words, cwd=cwd, **options), time.monotonic() + seconds
+    while not any(cwd.glob(pattern)) and process.poll() is None and time.monotonic() < limit:
         time.sleep(0.01)
-    ended, exists = process.poll(), found.exists()
+    ended, exists = process.poll(), any(cwd.glob(pattern))
     output = process.communicate()[0] if ended is not None else kill(process)
     assert exists and ended is None, output[-3000:]
 

@@ -184,7 +184,7 @@ class Run:
 
     def resume(self) -> None:
         """Trains from the newest snapshot to the end."""
-        first_step, state = self.checkpoints.load("auto")
+        first_step, state = self.checkpoints.begin("auto")
         assert first_step == self.case.resume_at
         if state:
             self.selector.load_state_dict(state)

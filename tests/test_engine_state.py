@@ -1,10 +1,12 @@
 """An engine's state survives a file under every ZeRO stage and precision, and damage is noticed."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from launch import deepspeed
 from laws_driver import make_dataset
 from tiny import random_rows, tiny_model
 
@@ -13,6 +15,7 @@ from seal.models.actor import Actor
 from seal.models.attention import VARLEN
 from seal.trainer.checkpoint import Checkpoints
 from seal.trainer.step import RowModel
+from seal.utils import engine_state
 from seal.utils.strategy import DeepspeedStrategy, Precision, Zero
 
 ROWS = random_rows([24, 3, 17, 9], seed=4)
@@ -60,7 +63,7 @@ def test_a_fresh_engine_goes_on_bit_for_bit(own_environment, tmp_path, stage, bf
 
     resumed = engine_of(strategy)
     snapshots = Checkpoints(tmp_path, strategy, [resumed], {"seed": 0}, max_num=2, max_gb=1)
-    assert snapshots.load("auto") == (3, {})
+    assert snapshots.begin("auto") == (3, {})
     for mine, theirs in zip(steps(strategy, resumed, 3), expected, strict=True):
         assert torch.equal(mine, theirs)
     assert resumed.get_lr() == rate
@@ -75,11 +78,65 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, damage):
     steps(strategy, engine, 1)
     snapshots = Checkpoints(tmp_path, strategy, [engine], {}, max_num=2, max_gb=1)
     snapshots.save(1, {})
-    file = tmp_path / "step_1/engine_0.0.pt"
+    file = next(tmp_path.glob("*/step_1/engine_0.0.pt"))
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content if damage == "flip" else content[:-100])
     if damage == "gone":
         file.unlink()
     with pytest.raises(InputError, match=r"engine_0.0.pt is not as it was written"):
-        snapshots.load("auto")
+        snapshots.begin("auto")
+
+
+@pytest.fixture(scope="module")
+def of_two_ranks(tmp_path_factory):
+    """Snapshots of two ranks under every ZeRO stage and precision (snapshot_driver.py)."""
+    out = tmp_path_factory.mktemp("two")
+    done = deepspeed(Path(__file__).with_name("snapshot_driver.py"), out)
+    assert done.status == 0, done.output[-3000:]
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bf16", [0, 1])
+@pytest.mark.parametrize("stage", range(4))
+def test_each_rank_writes_its_own_part_and_one_rank_reads_them_all(
+    own_environment, of_two_ranks, stage, bf16
+):
+    folder = of_two_ranks / f"{stage}_{bf16}"
+    parts = [next(folder.glob(f"*/step_3/engine_0.{rank}.pt")) for rank in range(2)]
+    values = 12 * sum(p.numel() for p in tiny_model("llama").parameters())
+    for part in parts:  # padding, names and the like beside the values
+        assert 0.4 * values < part.stat().st_size < 0.6 * values + 20_000
+    strategy = DeepspeedStrategy(Zero(stage), Precision(bool(bf16)))
+    strategy.setup_distributed()
+    engine = engine_of(strategy)
+    assert Checkpoints(folder, strategy, [engine], {}, 2, 1).begin("auto") == (3, {})
+    after = torch.load(folder / "after.pt", weights_only=True)
+    state = engine_state.full_state(strategy, engine, trainable_only=False)
+    assert state.keys() == after["weights"].keys()
+    assert all(torch.equal(state[name], after["weights"][name]) for name in state)
+    for mine, theirs in zip(steps(strategy, engine, 2), after["losses"], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-2 if bf16 else 1e-4, atol=0)
+    engine.destroy()
+
+
+@pytest.mark.parametrize("wrong", ["cut", "shape", "kind"])
+def test_pieces_that_do_not_fit_are_refused(tmp_path, wrong):
+    """Whole files, sums right, from a stranger."""
+    strategy = DeepspeedStrategy(Zero(0))
+    strategy.setup_distributed()
+    engine = engine_of(strategy)
+    steps(strategy, engine, 1)
+    strategy.save_engine(engine, tmp_path, "engine_0")
+    content = torch.load(tmp_path / "engine_0.0.pt", weights_only=True)
+    name = next(iter(content["pieces"]))
+    if wrong == "cut":
+        content["pieces"][name]["start"] = 7
+    elif wrong == "shape":
+        content["pieces"][name]["exp_avg"] = content["pieces"][name]["exp_avg"][1:]
+    else:
+        content["pieces"] = [content["pieces"]]
+    torch.save(content, tmp_path / "engine_0.0.pt")
+    with pytest.raises(InputError, match="trains otherwise"):
+        strategy.load_engine(engine, tmp_path, "engine_0")

@@ -66,10 +66,7 @@ def train(args) -> None:
     checkpoints = Checkpoints(
         strategy=strategy, engines=[engine], **flags.checkpoint_flags(args, rows.ids)
     )
-    first_step, state = 0, {"best_loss": math.inf}
-    if args.load_checkpoint:
-        first_step, state = checkpoints.load(args.load_checkpoint)
-    strategy.claim(args.save_path, args.ckpt_path)
+    first_step, state = checkpoints.begin(args.load_checkpoint, args.save_path)
     strategy.on_rank_0(lambda: record.write_config(vars(args), args.save_path))
     logger = flags.get_logger(args, args.save_path, strategy.is_rank_0(), steps, first_step)
 
@@ -85,7 +82,7 @@ def train(args) -> None:
         save_checkpoint=lambda step: checkpoints.save(step, {"best_loss": trainer.best_loss}),
         save_best=save_best if args.save_best else None,
     )
-    trainer.best_loss = state["best_loss"]
+    trainer.best_loss = state.get("best_loss", math.inf)
     with closing(logger), strategy.stoppable():
         trainer.fit(first_step)
         strategy.save_model(engine, tokenizer, args.save_path)

@@ -79,11 +79,10 @@ def train(args) -> None:
     engines = list(dict.fromkeys([model.engine, *([tracker.engine] if tracker else [])]))
     snapshots = flags.checkpoint_flags(args, model.dataset.ids)
     checkpoints = Checkpoints(strategy=strategy, engines=engines, **snapshots)
-    first_step = 0
-    if args.load_checkpoint:
-        first_step, state = checkpoints.load(args.load_checkpoint)
+    outputs = filter(None, [base, args.save_path])
+    first_step, state = checkpoints.begin(args.load_checkpoint, *outputs)
+    if state:
         selector.load_state_dict(state)
-    strategy.claim(base, args.ckpt_path, *filter(None, [args.save_path]))
     strategy.on_rank_0(lambda: record.write_config(vars(args), base))
     logger = flags.get_logger(args, base, strategy.is_rank_0(), steps, first_step)
     trainer = SelectorTrainer(

@@ -1,7 +1,7 @@
 """Saving and loading: models as Hugging Face expects them, and what an engine has learned.
 
 DeepSpeed's own checkpoints hold each rank's flat pieces and are unpickled when they are read; what
-is written from here are whole tensors by name, read on any number of ranks under any ZeRO stage.
+is written from here are plain tensors by name, read on any number of ranks under any ZeRO stage.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # bf16), flat pieces of all of them beside whole parameters (1 and 2), or beside pieces of them (3).
 Layout = Literal["parameters", "copies", "pieces", "partitions"]
 MOMENTS = ("exp_avg", "exp_avg_sq")
+PARTS = ("weight", *MOMENTS)
 MAIN = "default"  # peft's name of the adapter that is saved
 # Which model a directory holds is decided by the first of these that it has.
 DECIDING = ("adapter_config.json", "config.json")
@@ -65,20 +66,21 @@ def save_model(strategy: DeepspeedStrategy, engine, tokenizer, directory: Path) 
 
 
 def save_engine(strategy: DeepspeedStrategy, engine, directory: Path, name: str) -> None:
-    """Writes weights (what trains), Adam's state and the schedule; call on every rank.
+    """Writes this rank's part of what trains (weights and Adam's moments), and the schedule.
 
-    Each rank writes whole tensors, every so many'th of them: `<name>.<rank>.pt`.
+    Call on every rank. Nothing is gathered; what lies on a device comes to the host one storage
+    after another, as it is written to `<name>.<rank>.pt`.
     """
-    kept = {}
-    for number, (key, tensors) in enumerate(gathered(engine, strategy.layout)):
-        if number % strategy.world_size == strategy.rank:
-            kept[key] = {part: tensor.cpu() for part, tensor in tensors.items()}
-    schedule = engine.lr_scheduler.state_dict() if engine.lr_scheduler else None
+    pieces = {}
+    for number, (key, start, tensors) in enumerate(_pieces(strategy, engine)):
+        if strategy.zero.stage or number % strategy.world_size == strategy.rank:
+            pieces[key] = {"start": start} | tensors
+    adam, stepped_on = _adam(engine, strategy.layout)
     content = {
-        "tensors": kept,
-        "steps": steps_taken(engine, strategy.layout),
-        "rates": rates(engine, strategy.layout),
-        "schedule": schedule,
+        "pieces": pieces,
+        "steps": float(adam.state[stepped_on[0]]["step"]),  # the same for all
+        "rates": [float(group["lr"]) for group in adam.param_groups],
+        "schedule": engine.lr_scheduler.state_dict() if engine.lr_scheduler else {},
     }
     path = directory / f"{name}.{strategy.rank}.pt"
     strategy.on_all_ranks(lambda: save_tensors(content, path))
@@ -87,22 +89,36 @@ def save_engine(strategy: DeepspeedStrategy, engine, directory: Path, name: str)
 def load_engine(strategy: DeepspeedStrategy, engine, directory: Path, name: str) -> None:
     """Restores what `save_engine` wrote on any number of ranks under any ZeRO stage.
 
+    The files are mapped into memory: a rank reads the parts that it holds.
+
+    Args:
+        engine: fresh, with the same trainable parameters.
+
     Raises:
         InputError: a file is damaged, or of another model.
     """
-    parts = [load_tensors(path) for path in sorted(directory.glob(f"{name}.*.pt"))]
-    state = {key: tensors for part in parts for key, tensors in part["tensors"].items()}
+    files = [load_tensors(path) for path in sorted(directory.glob(f"{name}.*.pt"))]
     parameters = trainable(engine)
-    if state.keys() != parameters.keys():
-        raise InputError(f"{directory} is of a model that trains other parameters")
-    start_adam(engine, strategy.layout, parts[0]["steps"], parts[0]["rates"])
-    if parts[0]["schedule"]:
-        engine.lr_scheduler.load_state_dict(parts[0]["schedule"])
-    restore(engine, strategy.layout, state, strategy.rank)
-    for key, parameter in parameters.items():
-        with strategy.writable([parameter]), torch.no_grad():
-            if strategy.zero.stage != 3 or strategy.is_rank_0():
-                parameter.copy_(state[key]["weight"])
+    try:
+        saved = _assembled([file["pieces"] for file in files])
+        split = strategy.layout == "partitions"
+        sizes = {key: p.ds_numel if split else p.numel() for key, p in parameters.items()}
+        if {key: parts.size for key, parts in saved.items()} != sizes:
+            raise ValueError("other parameters, or other sizes")
+        _start_adam(engine, strategy.layout, files[0]["steps"], files[0]["rates"])
+        if files[0]["schedule"]:
+            engine.lr_scheduler.load_state_dict(files[0]["schedule"])
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{directory} is of a model that trains otherwise ({error})") from error
+    with torch.no_grad():
+        for key, start, tensors in _pieces(strategy, engine):
+            for part, tensor in tensors.items():
+                tensor.copy_(saved[key].range(part, start, start + len(tensor)))
+        for key, parameter in parameters.items():  # what the model computes with
+            with strategy.writable([parameter]):
+                if strategy.zero.stage != 3 or strategy.is_rank_0():
+                    weight = saved[key].range("weight", 0, parameter.numel())
+                    parameter.copy_(weight.view_as(parameter))
 
 
 def trainable(engine) -> dict[str, torch.nn.Parameter]:
@@ -110,51 +126,70 @@ def trainable(engine) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
 
 
-def gathered(engine, layout: Layout) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
-    """Name and {"weight", "exp_avg", "exp_avg_sq"} of each parameter: float32, in its shape.
+class _Saved:
+    """A parameter in flat form, from pieces of any sizes.
 
-    Every rank must take every item: pieces are put together by collectives.
+    Raises:
+        ValueError: they do not lie end to end, or are no float32 vectors of equal length.
     """
-    _link(engine, layout)
-    for name, parameter in trainable(engine).items():
-        moments = {key: _whole(engine, layout, parameter, key) for key in MOMENTS}
-        yield name, {"weight": _whole(engine, layout, parameter)} | moments
+
+    def __init__(self, pieces: list[dict]):
+        self.pieces = sorted(pieces, key=lambda piece: piece["start"])
+        self.size = 0
+        for piece in self.pieces:
+            shapes = {(piece[part].shape, piece[part].dtype) for part in PARTS}
+            length = len(piece["weight"])
+            if piece["start"] != self.size or shapes != {(torch.Size([length]), torch.float32)}:
+                raise ValueError("pieces that do not fit together")
+            self.size += length
+
+    def range(self, part: str, start: int, stop: int) -> torch.Tensor:
+        """Values [start, stop) of the weight or of a moment."""
+        within = [p for p in self.pieces if p["start"] < stop]
+        cuts = [p[part][max(0, start - p["start"]) : stop - p["start"]] for p in within]
+        return torch.cat(cuts)
 
 
-def restore(engine, layout: Layout, state: dict[str, dict[str, torch.Tensor]], rank: int) -> None:
-    """Puts back what `gathered` gave, but for the parameters that the model computes with.
+def _assembled(files: list[dict]) -> dict[str, _Saved]:
+    names = {name for pieces in files for name in pieces}
+    return {name: _Saved([pieces[name] for pieces in files if name in pieces]) for name in names}
 
-    Args:
-        engine: fresh, with the same trainable parameters, after `start_adam`.
-        state: as `gathered` gives it, on the CPU.
-        rank: of this process.
+
+def _pieces(
+    strategy: DeepspeedStrategy, engine
+) -> Iterator[tuple[str, int, dict[str, torch.Tensor]]]:
+    """What this rank holds of each parameter and of its moments, in place.
+
+    Yields:
+        (name, where in the flat parameter the piece starts, part -> float32 [piece]).
     """
-    _link(engine, layout)
+    layout, zero = strategy.layout, engine.optimizer
+    adam, _ = _adam(engine, layout)
+    copies = _copies(engine) if layout == "copies" else {}
+    if layout == "pieces":
+        # DeepSpeed 0.19.8 ties parameters to Adam's state once, after the first group's first
+        # step: the others have none yet.
+        zero._hp_optimizer_states_linked = False
+        zero._lazy_init_hp_params_optimizer_state()
     for name, parameter in trainable(engine).items():
-        for part, value in state[name].items():
-            key = None if part == "weight" else part
-            if layout == "pieces":
-                parameter.set_full_hp_param(value.to(parameter.device), key)
-            elif layout == "partitions":
-                piece = engine.optimizer._get_fp32_opt_state_partition(parameter, False, key)[0]
-                mine = value.flatten()[piece.numel() * rank :][: piece.numel()]
-                piece.data[: mine.numel()].copy_(mine)  # the last rank's is padded
-            else:
-                _whole(engine, layout, parameter, key).copy_(value)
+        if layout == "pieces":
+            mapping = parameter._hp_mapping
+            if mapping is None:
+                continue
+            start = mapping.lp_fragment_address.start
+            tensors = [mapping.get_hp_fragment(key) for key in (None, *MOMENTS)]
+        elif layout == "partitions":
+            held = zero._get_fp32_opt_state_partition
+            tensors = [held(parameter, False, key)[0] for key in (None, *MOMENTS)]
+            start = strategy.rank * len(tensors[0])
+            tensors = [t[: max(0, parameter.ds_numel - start)] for t in tensors]  # less padding
+        else:
+            whole, start = copies.get(parameter, parameter), 0
+            tensors = [whole.view(-1), *(adam.state[whole][key].view(-1) for key in MOMENTS)]
+        yield name, start, dict(zip(PARTS, (t.detach() for t in tensors), strict=True))
 
 
-def steps_taken(engine, layout: Layout) -> float:
-    """Adam's count of steps; the same for all parameters."""
-    adam, tensors = _adam(engine, layout)
-    return float(adam.state[tensors[0]]["step"])
-
-
-def rates(engine, layout: Layout) -> list[float]:
-    """Learning rate of the coming step, by parameter group."""
-    return [float(group["lr"]) for group in _adam(engine, layout)[0].param_groups]
-
-
-def start_adam(engine, layout: Layout, steps: float, rates: list[float]) -> None:
+def _start_adam(engine, layout: Layout, steps: float, rates: list[float]) -> None:
     """Gives a fresh engine's Adam zero moments after `steps` steps, and rates by group."""
     adam, tensors = _adam(engine, layout)
     for tensor in tensors:
@@ -175,30 +210,10 @@ def _adam(engine, layout: Layout) -> tuple[torch.optim.Optimizer, list[torch.Ten
     return adam, [tensor for group in adam.param_groups for tensor in group["params"]]
 
 
-def _link(engine, layout: Layout) -> None:
-    """Ties each parameter to its piece of Adam's state.
-
-    DeepSpeed 0.19.8 does so once, after the first group's first step: the others have none yet.
-    """
-    if layout == "pieces":
-        engine.optimizer._hp_optimizer_states_linked = False
-        engine.optimizer._lazy_init_hp_params_optimizer_state()
-
-
-def _whole(engine, layout: Layout, parameter, key: str | None = None) -> torch.Tensor:
-    """The float32 weight of a parameter, or one of its moments."""
-    if layout == "pieces":
-        return parameter.get_full_hp_param(key)
-    if layout == "partitions":
-        return engine.optimizer.get_full_hp_param(parameter, key)
-    tensor = parameter if layout == "parameters" else _copy_of(engine, parameter)
-    return tensor.detach() if key is None else _adam(engine, layout)[0].state[tensor][key]
-
-
-def _copy_of(engine, parameter) -> torch.Tensor:
+def _copies(engine) -> dict[torch.nn.Parameter, torch.Tensor]:
+    """Parameter -> the float32 copy that Adam steps on."""
     groups = zip(engine.optimizer.fp16_groups, engine.optimizer.fp32_groups, strict=True)
-    pairs = (pair for group in groups for pair in zip(*group, strict=True))
-    return next(copy for own, copy in pairs if own is parameter)
+    return {own: copy for group in groups for own, copy in zip(*group, strict=True)}
 
 
 def _write_model(model, state: dict, tokenizer, directory: Path) -> None:

@@ -96,10 +96,8 @@ class DeepspeedStrategy:
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self.device = torch.device("cpu")
         self._plain = self.zero.stage == 0 and not self.precision.bf16
-        unsplit = "parameters" if self._plain else "copies"
-        self.layout: engine_state.Layout = (unsplit, "pieces", "pieces", "partitions")[
-            self.zero.stage
-        ]
+        layouts = ("parameters" if self._plain else "copies", "pieces", "pieces", "partitions")
+        self.layout: engine_state.Layout = layouts[self.zero.stage]
         self._norms: list[torch.Tensor] = []
         self._asked_to_stop: Callable[[], bool] | None = None
         self._claims: list = []
@@ -209,6 +207,10 @@ class DeepspeedStrategy:
         result, failure = _attempt(work) if self.is_rank_0() else (None, None)
         self.agree(failure)
         return result
+
+    def from_rank_0(self, work: Callable[[], T]) -> T:
+        """What `work` gives on rank 0, a small picklable value, on every rank."""
+        return self.all_gather_object(self.on_rank_0(work))[0]
 
     def claim(self, *outputs: str | Path) -> None:
         """Makes outputs this run's own until it ends.

@@ -41,7 +41,7 @@ class Job:
 
     def resume(self, root: Path, folder: Path) -> list[str]:
         """The flags that go on with whatever a broken run has left."""
-        snapshots = list(folder.glob("snapshots/step_*/manifest.json"))
+        snapshots = list(folder.glob("snapshots/*/step_*/manifest.json"))
         return self.words(root) + (["--load_checkpoint"] if snapshots else [])
 
     def command(self, root: Path) -> list:

@@ -38,8 +38,8 @@ def moments(job: Job, rng: random.Random) -> dict[str, Callable[[Path], bool]]:
         }
     found = {
         "a step": logged(rng.randrange(1, 12)),
-        "writing a checkpoint": exists(f"snapshots/.step_{2 * rng.randrange(1, 6)}.partial"),
-        "after a checkpoint": exists(f"snapshots/step_{2 * rng.randrange(1, 6)}"),
+        "writing a checkpoint": exists(f"snapshots/*/.step_{2 * rng.randrange(1, 6)}.partial"),
+        "after a checkpoint": exists(f"snapshots/*/step_{2 * rng.randrange(1, 6)}"),
         "writing the model": exists("tuned/.saving-*"),
     }
     if job.name == "selector":

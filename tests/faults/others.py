@@ -36,7 +36,7 @@ def refused(job: Job, root: Path, folder: Path, file: Path) -> str | None:
 
 def truncated_checkpoint(job: Job, root: Path, folder: Path) -> str | None:
     """The newest checkpoint is cut short: refused in one line that names the file."""
-    newest = max(folder.glob("snapshots/step_*"), key=lambda path: int(path.name[5:]))
+    newest = max(folder.glob("snapshots/*/step_*"), key=lambda path: int(path.name[5:]))
     file = newest / "engine_0.0.pt"
     os.truncate(file, file.stat().st_size // 2)
     return refused(job, root, folder, file)
@@ -44,7 +44,7 @@ def truncated_checkpoint(job: Job, root: Path, folder: Path) -> str | None:
 
 def flipped_bit(job: Job, root: Path, folder: Path) -> str | None:
     """One bit of a weight in the newest checkpoint: refused, with the name of the file."""
-    newest = max(folder.glob("snapshots/step_*"), key=lambda path: int(path.name[5:]))
+    newest = max(folder.glob("snapshots/*/step_*"), key=lambda path: int(path.name[5:]))
     file = newest / "engine_0.0.pt"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
@@ -54,7 +54,7 @@ def flipped_bit(job: Job, root: Path, folder: Path) -> str | None:
 
 def code_in_a_checkpoint(job: Job, root: Path, folder: Path) -> str | None:
     """A checkpoint whose files would run code when unpickled, of the right size: refused."""
-    newest = max(folder.glob("snapshots/step_*"), key=lambda path: int(path.name[5:]))
+    newest = max(folder.glob("snapshots/*/step_*"), key=lambda path: int(path.name[5:]))
     file, mark = newest / "engine_0.0.pt", folder / "has_run"
     command = f"cposix\nsystem\n(S'touch {mark}'\ntR.".encode()
     file.write_bytes(command.ljust(file.stat().st_size))
@@ -67,12 +67,14 @@ def code_in_a_checkpoint(job: Job, root: Path, folder: Path) -> str | None:
 
 def full_disk(job: Job, root: Path, folder: Path) -> str | None:
     """No file may grow beyond what the second half of a checkpoint needs: it is never completed."""
-    before = {path.name for path in folder.glob("snapshots/step_*")}
-    limit = max(path.stat().st_size for path in folder.glob("snapshots/step_*/engine_0.0.pt")) // 2
+    before = {path.name for path in folder.glob("snapshots/*/step_*")}
+    limit = (
+        max(path.stat().st_size for path in folder.glob("snapshots/*/step_*/engine_0.0.pt")) // 2
+    )
     shell = ["bash", "-c", f'ulimit -f {max(1, limit // 1024)}; exec "$@"', "limited"]
     words = [*shell, *job.command(root), "--load_checkpoint"]
     done = run(words, cwd=folder, seconds=2 * END_SECONDS)
-    after = {path.name for path in folder.glob("snapshots/step_*")}
+    after = {path.name for path in folder.glob("snapshots/*/step_*")}
     if done.status == 0 or after != before or list(folder.glob("tuned/*.safetensors")):
         return f"status {done.status}, checkpoints {before} -> {after}"
     return None
@@ -83,7 +85,7 @@ def full_tmpfs(job: Job, root: Path, folder: Path) -> str | None:
     if os.geteuid():
         print("full_tmpfs: left out, only root can mount", flush=True)
         return None
-    held = sum(path.stat().st_size for path in folder.glob("snapshots/*/*"))  # two checkpoints
+    held = sum(path.stat().st_size for path in folder.glob("snapshots/*/*/*"))  # two checkpoints
     for name, size in (("snapshots", held * 5 // 4), ("tuned", 64 * 1024)):
         before = whole_files(folder / name)
         words = ["unshare", "--mount", "bash", "-c", IN_TMPFS, "small", name, size]

@@ -101,7 +101,7 @@ class Suite:
         """A fault beside kills, on a run killed after its second checkpoint, and the resume."""
         what, folder = f"{job.name}: {fault.__name__}", self.root / f"{job.name}-{fault.__name__}"
         folder.mkdir()
-        kill_once(folder / "snapshots/step_4", job.command(self.root), cwd=folder)
+        kill_once("snapshots/*/step_4", job.command(self.root), cwd=folder)
         wrong = fault(job, self.root, folder)
         if wrong:
             self.counts["hangs"] += wrong == "hang"
