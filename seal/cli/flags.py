@@ -148,7 +148,7 @@ def training_flags(parser: Parser) -> None:
     add("--zero_stage", type=int, default=2, help="ZeRO 0, 1, 2 or 3 (default 2)")
     add("--zpg", type=int, default=1, help="ZeRO++ partition size, in ranks (default 1)")
     add("--adam_offload", action="store_true", help="keep Adam's state on the CPU")
-    add("--grad_accum_dtype", help="fp32 or bf16: type gradients accumulate in")
+    add("--grad_accum_dtype", help="what gradients add up in: fp32 or bf16 (default fp32)")
     add("--disable_trace_cache", action="store_true", help="no ZeRO-3 prefetching by trace")
     add(
         "--timeout_minutes",

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -42,7 +42,7 @@ ROLL_CALL_SECONDS = 5
 
 @dataclass(frozen=True)
 class Precision:
-    """Number formats of the engine: bf16 weights or float32; None keeps DeepSpeed's accumulator."""
+    """Number formats of the engine: bf16 weights or float32; what gradients add up in (fp32)."""
 
     bf16: bool = False
     grad_accum_dtype: str | None = None
@@ -84,10 +84,14 @@ class DeepspeedStrategy:
         self.precision = precision or Precision()
         if self.zero.stage not in range(4):
             raise InputError(f"--zero_stage must be 0, 1, 2 or 3, got {self.zero.stage}")
-        if self.precision.grad_accum_dtype not in (None, *GRAD_ACCUM_DTYPES):
+        self.accumulator = accumulator = self.precision.grad_accum_dtype or "fp32"
+        if accumulator not in GRAD_ACCUM_DTYPES:
             known = ", ".join(GRAD_ACCUM_DTYPES)
-            given = self.precision.grad_accum_dtype
-            raise InputError(f"--grad_accum_dtype {given}: known are {known}")
+            raise InputError(f"--grad_accum_dtype {accumulator}: known are {known}")
+        if accumulator == "bf16" and not self.precision.bf16:
+            raise InputError("--grad_accum_dtype bf16 needs --bf16; fp32 is the default")
+        if self.precision.bf16 and accumulator == "fp32" and self.zero.stage == 0:
+            self.zero = replace(self.zero, stage=1)  # DeepSpeed 0.19.8 lacks it in stage 0
         self.max_norm = max_norm
         self.seed = seed
         self.timeout = timedelta(minutes=timeout_minutes)
@@ -239,7 +243,6 @@ class DeepspeedStrategy:
                 "stage3_max_live_parameters": 0,
                 "stage3_max_reuse_distance": 0,
             }
-        accumulator = self.precision.grad_accum_dtype
         return {
             "train_micro_batch_size_per_gpu": micro_batch,
             "gradient_accumulation_steps": 1,
@@ -251,7 +254,9 @@ class DeepspeedStrategy:
             "prescale_gradients": False,
             "steps_per_print": None,
             "wall_clock_breakdown": False,
-            **({"data_types": {"grad_accum_dtype": accumulator}} if accumulator else {}),
+            "data_types": {"grad_accum_dtype": self.accumulator},
+            # Stage 1 reduces once a step, after the sum; the others every micro-step.
+            **({"communication_data_type": self.accumulator} if self.zero.stage == 1 else {}),
         }
 
     @contextlib.contextmanager
