@@ -10,7 +10,7 @@ from tiny import pack, random_rows, row_alone, tiny_model
 
 from seal.errors import InputError
 from seal.models.actor import Actor
-from seal.models.attention import VARLEN, varlen_attention
+from seal.models.attention import VARLEN, kernel_takes, varlen_attention
 from seal.models.probe import settle
 
 sys.path.append(str(ROOT / "benchmarks"))
@@ -104,3 +104,21 @@ def test_attention_refuses_what_it_does_not_know(name):
     value = False if name == "is_causal" else torch.ones(2)
     with pytest.raises(InputError, match=name):
         varlen_attention(None, query, query, query, None, **given, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("heads", "dtype", "dropout", "capability", "takes"),
+    [
+        ((128, 128), torch.bfloat16, 0.0, (9, 0), True),
+        ((128, 128), torch.bfloat16, 0.0, (7, 5), False),
+        ((256, 256), torch.float16, 0.0, (9, 0), True),
+        ((256, 256), torch.float16, 0.0, (8, 9), False),
+        ((512, 512), torch.bfloat16, 0.0, (9, 0), False),
+        ((100, 100), torch.bfloat16, 0.0, (9, 0), False),
+        ((192, 128), torch.bfloat16, 0.0, (9, 0), False),
+        ((64, 64), torch.float32, 0.0, (9, 0), False),
+        ((64, 64), torch.bfloat16, 0.1, (9, 0), False),
+    ],
+)
+def test_the_kernel_is_asked_within_its_limits(heads, dtype, dropout, capability, takes):
+    assert kernel_takes(*heads, dtype, dropout, capability) == takes

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from launch import SELECTOR, SFT, deepspeed, python
-from tiny_world import make_model, make_rows, write_rows
-from transformers import AutoModelForCausalLM
+from test_saved_models import make_adapter
+from tiny_world import make_model, make_rows, make_tokenizer, write_rows
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from seal.datasets import load_rows
 from seal.selection.artefact import read_selection, selection_meta, write_selection
@@ -52,6 +53,17 @@ def make_world(root: Path) -> Path:
         (root / "no-tokenizer" / name).unlink()
     (root / "no-template/chat_template.jinja").unlink()
     (root / "no-directory").touch()
+    make_model(root / "bert", "bert")
+    make_model(root / "short", max_position_embeddings=16)
+    make_model(root / "small")
+    AutoModelForCausalLM.from_config(
+        AutoConfig.from_pretrained(root / "small", vocab_size=100)
+    ).save_pretrained(root / "small")
+    make_adapter(str(model), root / "adapter")
+    make_tokenizer().save_pretrained(root / "adapter")
+    shutil.copytree(root / "adapter", root / "other-adapter")
+    config = json.loads((root / "adapter/adapter_config.json").read_text()) | {"peft_type": "IA3"}
+    (root / "other-adapter/adapter_config.json").write_text(json.dumps(config))
 
     rows = make_rows(12)
     user = write_rows(root / "user.jsonl", rows)
@@ -131,6 +143,18 @@ CASES = {
     "rank-negative": ("sft", "--lora_rank -4", ["lora_rank", "-4"]),
     "dropout": ("sft", "--lora_rank 4 --lora_dropout 1.5", ["lora_dropout", "1.5"]),
     "attention": ("sft", "--attn_implementation fancy", ["fancy"]),
+    "accumulator-alone": ("sft", "--grad_accum_dtype bf16", ["grad_accum_dtype", "--bf16"]),
+    "no-experts": ("sft", "--aux_loss_coef 0.1", ["aux_loss_coef", "llama"]),
+    "not-causal": ("sft", "--pretrain {root}/bert", ["bert", "architectures.md"]),
+    "few-positions": ("sft", "--pretrain {root}/short", ["made for 16", "--max_len 16"]),
+    "few-tokens": ("sft", "--pretrain {root}/small", ["token", "embedding ends at 99"]),
+    "lora-rank": ("sft", "--pretrain {root}/adapter --lora_rank 8", ["--lora_rank 8", "with 4"]),
+    "adapter-kind": ("sft", "--pretrain {root}/other-adapter", ["IA3", "LoRA"]),
+    "over-the-base": (
+        "sft",
+        "--lora_rank 2 --target_modules q_proj --save_path {root}/model",
+        ["save_path", "base model"],
+    ),
     "weights-missing": ("sft", "--pretrain {root}/no-weights", ["no-weights", "does not load"]),
     "model-missing": ("sft", "--pretrain {root}/nowhere", ["nowhere"]),
     "tokenizer-missing": ("sft", "--pretrain {root}/no-tokenizer", ["no-tokenizer", "tokenizer"]),

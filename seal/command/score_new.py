@@ -77,6 +77,7 @@ def _model(args: argparse.Namespace, text: dict):
 
     from seal.datasets import load_rows, tokenize_rows
     from seal.models.actor import ModelSettings, load_actor
+    from seal.models.probe import settle
     from seal.utils.tokenizer import get_tokenizer
 
     hide_bars()
@@ -91,7 +92,9 @@ def _model(args: argparse.Namespace, text: dict):
         rows = load_rows(names, seed=args.seed, **keys, **probs)
         return tokenize_rows(rows, tokenizer, **text)
 
-    return actor.to("cuda" if cuda else "cpu").eval(), read
+    actor = actor.to("cuda" if cuda else "cpu").eval()
+    settle(actor, actor)
+    return actor, read
 
 
 def _scored(rows, selection):

@@ -133,6 +133,12 @@ class SFTDataset(torch.utils.data.Dataset):
         return self._known("supervised")
 
     @cached_property
+    def highest_token(self) -> int:
+        """The highest token id of the table that the rows stand in."""
+        tokens = self._tokenised.with_format("arrow")[:]["input_ids"]
+        return max(pc.max(chunk.flatten()).as_py() or 0 for chunk in tokens.chunks)
+
+    @cached_property
     def rows(self) -> datasets.Dataset:
         """The rows as a dataset: `input_ids`, `supervised`, `id`, `occurrence`, `row`."""
         rows = self._tokenised.select_columns(["input_ids", "supervised"]).with_format(None)

@@ -31,6 +31,7 @@ from seal.models.loss import balance_loss, sum_by_row
 if TYPE_CHECKING:
     from seal.datasets import Batch
 
+POSITIONS = ("max_position_embeddings", "n_positions")  # names that configurations give them
 MAIN, TRACKER = "default", "tracker"  # names of the two LoRA adapters
 
 
@@ -167,6 +168,22 @@ class Actor(nn.Module):
         if wanted[-1] == self.n_layers:
             states[-1] = output.last_hidden_state
         return [state if isinstance(state, torch.Tensor) else state[0] for state in states]
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that the embedding has a row for."""
+        return self.causal.get_input_embeddings().num_embeddings
+
+    @property
+    def positions(self) -> int | None:
+        """Tokens of the longest row that the model is made for; None without a limit."""
+        config = self.causal.config.get_text_config().to_dict()
+        limit = next((config[name] for name in POSITIONS if config.get(name)), None)
+        rope = config.get("rope_parameters") or {}
+        if limit and rope.get("original_max_position_embeddings"):
+            scaled = rope["original_max_position_embeddings"] * rope.get("factor", 1)
+            limit = max(limit, int(scaled))
+        return limit
 
     @property
     def has_adapter(self) -> bool:

@@ -16,6 +16,7 @@ from seal.errors import InputError
 
 VARLEN = "seal_varlen"
 HALF = (torch.float16, torch.bfloat16)
+WIDE_HEADS = ((8, 0), (9, 0), (10, 0))  # devices that run more than 192 numbers a head backward
 # Arguments of transformers that change nothing here.
 WITHOUT = frozenset(
     "position_ids use_cache cu_seq_lens_k max_length_k output_attentions "
@@ -59,6 +60,24 @@ def _varlen_groups() -> bool:
     from torch.nn.attention.varlen import varlen_attn
 
     return "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+
+_capability = functools.cache(torch.cuda.get_device_capability)
+
+
+def kernel_takes(
+    head_dim: int, value_dim: int, dtype: torch.dtype, dropout: float, capability: tuple[int, int]
+) -> bool:
+    """Whether torch's variable-length kernel runs such heads, forward and backward, on such a GPU.
+
+    Source: the checks of mha_varlen_fwd and mha_varlen_bwd in torch's flash_attn/flash_api.cpp.
+
+    Args:
+        capability: of the device, (major, minor).
+    """
+    widest = 256 if capability in WIDE_HEADS else 192
+    fits = head_dim == value_dim and head_dim % 8 == 0 and head_dim <= widest
+    return fits and dtype in HALF and dropout == 0.0 and capability >= (8, 0)
 
 
 def _torch_varlen(query, key, value, cu_seqlens, longest, scaling, sliding_window):
@@ -118,8 +137,8 @@ def varlen_attention(
     ]
     if unknown or attention_mask is not None:
         raise InputError(f"packed attention does not know {unknown or 'masks'}")
-    plain = query.is_cuda and query.dtype in HALF and dropout == 0.0
-    if plain and query.shape[-1] == value.shape[-1]:
+    dims = query.shape[-1], value.shape[-1]
+    if query.is_cuda and kernel_takes(*dims, query.dtype, dropout, _capability(query.device)):
         out = _torch_varlen(query, key, value, cu_seq_lens_q, max_length_q, scaling, sliding_window)
     else:
         out = _sdpa_by_row(query, key, value, cu_seq_lens_q, scaling, dropout, sliding_window)

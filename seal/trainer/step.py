@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from seal.datasets import Batch, SFTDataset
-from seal.errors import NonFiniteLoss
+from seal.errors import InputError, NonFiniteLoss
 from seal.models.probe import settle
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class RowModel:
         adapter: the LoRA adapter to run with, where the model holds several.
 
     Raises:
-        InputError: the model cannot be run right.
+        InputError: the model cannot be run right, or not on these rows.
     """
 
     def __init__(
@@ -84,8 +84,24 @@ class RowModel:
         self.capacity = capacity
         self.aux_loss_coef = aux_loss_coef
         self.adapter = adapter
+        strategy.on_rank_0(self._require_fitting)
         if not engine.module.settled:
-            strategy.print(settle(engine.module, engine, engine.empty_partition_cache))
+            strategy.print_once(settle(engine.module, engine, engine.empty_partition_cache))
+
+    def _require_fitting(self) -> None:
+        """Refuses rows that the model has no embedding or no positions for."""
+        actor, longest = self.engine.module, int(self.dataset.lengths.max())
+        if actor.positions and longest > actor.positions:
+            raise InputError(
+                f"a row has {longest} tokens, the model is made for {actor.positions}; "
+                f"--max_len {actor.positions} cuts it"
+            )
+        token = self.dataset.highest_token
+        if token >= actor.vocabulary:
+            raise InputError(
+                f"token {token} stands in the rows, the model's embedding ends at "
+                f"{actor.vocabulary - 1}; use the model's own tokenizer, or enlarge the embedding"
+            )
 
     def over(self, dataset: SFTDataset) -> RowModel:
         """The same model over other rows."""

@@ -105,6 +105,7 @@ class DeepspeedStrategy:
         self._norms: list[torch.Tensor] = []
         self._asked_to_stop: Callable[[], bool] | None = None
         self._claims: list = []
+        self._said: set[str] = set()
 
     def setup_distributed(self) -> None:
         """Joins the process group (alone: rank 0 of 1) and seeds every random generator."""
@@ -141,6 +142,12 @@ class DeepspeedStrategy:
     def print(self, *message: object) -> None:
         """Prints on rank 0."""
         say(*message)
+
+    def print_once(self, message: str) -> None:
+        """Prints on rank 0 what it has not printed before."""
+        if message not in self._said:
+            self._said.add(message)
+            self.print(message)
 
     def barrier(self) -> None:
         """Waits for every rank."""
