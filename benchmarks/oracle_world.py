@@ -6,6 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from seal.datasets import SFTDataset
+from seal.ids import id_bytes
 from seal.models.actor import Actor
 from seal.models.attention import VARLEN
 
@@ -56,16 +57,24 @@ class World:
 
 def make_dataset(rows: list[tuple], first_id: int) -> SFTDataset:
     """Rows of (token ids, first supervised position) as the package's dataset."""
-    columns = {
-        "input_ids": [tokens for tokens, _ in rows],
-        "supervised": [[at >= start for at in range(len(tokens))] for tokens, start in rows],
-        "id": [f"{first_id + number:032x}" for number in range(len(rows))],
-        "occurrence": [0] * len(rows),
-        "row": list(range(len(rows))),
+    tokens = [ids for ids, _ in rows]
+    learned = [[at >= start for at in range(len(ids))] for ids, start in rows]
+    known = {
+        "place": np.arange(len(rows)),
+        "id": id_bytes([f"{first_id + number:032x}" for number in range(len(rows))]),
+        "occurrence": np.zeros(len(rows), np.int32),
+        "row": np.arange(len(rows)),
+        "length": np.array([len(ids) for ids in tokens]),
+        "supervised": np.array([sum(flags[1:]) for flags in learned]),
     }
-    table = datasets.Dataset.from_dict(columns)
-    counts = dict(skipped={}, truncated=0, raw=len(rows))
-    return SFTDataset(table, np.arange(len(rows)), fingerprint=f"{first_id:032x}", **counts)
+    return SFTDataset(
+        datasets.Dataset.from_dict({"input_ids": tokens, "supervised": learned}),
+        known.get,
+        skipped={},
+        truncated=0,
+        raw=len(rows),
+        fingerprint=f"{first_id:032x}",
+    )
 
 
 def align(rows: SFTDataset, seed: int, steps: int = 250) -> LlamaForCausalLM:

@@ -56,6 +56,7 @@ def cached_map(
     features: datasets.Features,
     num_proc: int | None,
     desc: str,
+    batch_size: int = 1000,
 ) -> datasets.Dataset:
     """`rows.map` in batches, read back from disk when `new_fingerprint` has been mapped before.
 
@@ -68,11 +69,13 @@ def cached_map(
             processes can import it. Its result replaces the columns of `rows`.
         new_fingerprint: Names `rows`, `function` and `fn_kwargs`.
         num_proc: Processes; None chooses by the number of rows.
+        batch_size: Rows that `function` gets at a time.
     """
     num_proc = num_proc or processes(len(rows))
     return rows.map(
         function,
         batched=True,
+        batch_size=batch_size,
         with_indices=True,
         remove_columns=rows.column_names,
         fn_kwargs=fn_kwargs,

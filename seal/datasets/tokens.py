@@ -97,19 +97,14 @@ def tokenize(
         for name in ("messages", "extra", "skip")
     )
     texts = [_text(*row, tokenizer, plan) for row in zip(*given, strict=True)]
-    encoded = tokenizer(
-        [text.text for text, _ in texts],
-        add_special_tokens=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
     ends = ([], []) if plan.apply_chat_template else _ends(tokenizer)
+    backend = tokenizer.backend_tokenizer  # the lists that `tokenizer` makes of it take their time
+    backend.no_truncation()
+    backend.no_padding()
+    encodings = backend.encode_batch([text.text for text, _ in texts], add_special_tokens=False)
     rows = [
-        _row(ids, encoding, text.spans, skip, plan, ends)
-        for ids, encoding, (text, skip) in zip(
-            encoded["input_ids"], encoded.encodings, texts, strict=True
-        )
+        _row(encoding, text, skip, plan, ends)
+        for encoding, (text, skip) in zip(encodings, texts, strict=True)
     ]
     columns = {
         **_token_columns(rows),
@@ -168,9 +163,8 @@ def _ends(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
 
 
 def _row(
-    ids: list[int],
     encoding: Encoding,
-    spans: list[tuple[int, int]],
+    rendered: Rendered,
     skip: str | None,
     plan: Plan,
     ends: tuple[list[int], list[int]],
@@ -179,8 +173,9 @@ def _row(
     if skip:
         return nothing
     begin, end = ends
-    tokens = begin + ids + end
-    learned = [_touched(encoding, span, shift=len(begin)) for span in spans]
+    tokens = begin + encoding.ids + end
+    end_of_text = len(rendered.text), len(encoding)
+    learned = [_touched(encoding, span, end_of_text, len(begin)) for span in rendered.spans]
     learned = [(start, stop) for start, stop in learned if start < stop]
     if not learned or len(tokens) < 2:
         return nothing._replace(skip="no response token")
@@ -195,7 +190,9 @@ def _row(
     return _Row(tokens[: plan.max_len], learned, None, len(tokens) > plan.max_len)
 
 
-def _touched(encoding: Encoding, span: tuple[int, int], shift: int) -> tuple[int, int]:
+def _touched(
+    encoding: Encoding, span: tuple[int, int], end_of_text: tuple[int, int], shift: int
+) -> tuple[int, int]:
     """The range of tokens that hold a character of a span, moved by `shift`.
 
     A token across a seam (byte-level BPE joins the space that ends a template to the first word of
@@ -211,8 +208,11 @@ def _touched(encoding: Encoding, span: tuple[int, int], shift: int) -> tuple[int
         return encoding.token_to_chars(token)[1]
 
     tokens = range(len(encoding))
-    touched = bisect_right(tokens, span[0], key=stop), bisect_left(tokens, span[1], key=start)
-    return touched[0] + shift, touched[1] + shift
+    first = encoding.char_to_token(span[0])  # asked first: a search takes a call a step
+    first = bisect_right(tokens, span[0], key=stop) if first is None else first
+    whole = span[1] == end_of_text[0]
+    last = end_of_text[1] if whole else bisect_left(tokens, span[1], key=start)
+    return first + shift, last + shift
 
 
 def _token_columns(rows: list[_Row]) -> dict[str, pa.ListArray]:
