@@ -426,6 +426,20 @@ def test_an_export_of_several_schemas_reads_back(tmp_path):
 
 def test_rows_that_cannot_be_read_do_not_stop_an_export(home, tmp_path):
     lines = odd_lines()
+    for kind in ("messages", "weights", "alpaca", "sharegpt"):  # a row without any message
+        complaint = "" if kind in ("messages", "weights") else "roles [], needs user"
+        (tmp_path / "none.jsonl").write_text('{"messages": null}\n{"messages": []}\n')
+        score_file(tmp_path / "none.parquet", str(tmp_path / "none.jsonl"))
+        flags = ("--dataset", tmp_path / "none.jsonl", "--topp", 1, "--out", tmp_path / "out.jsonl")
+        told = seal(
+            "export",
+            tmp_path / "none.parquet",
+            *flags,
+            "--format",
+            kind,
+            status=2 * bool(complaint),
+        )
+        assert complaint in told
     bad = b'{"prompt": "q", "response": 5}\n'
     (tmp_path / "rows.jsonl").write_bytes(b"".join([*lines[:7], bad, *lines[7:]]))
     flags = ("--dataset", tmp_path / "rows.jsonl", "--topp", 1, "--out", tmp_path / "kept.jsonl")

@@ -127,10 +127,10 @@ BAD = {
     ),
     "no calls": (
         {"messages": [{"role": A, "content": "", "tool_calls": "weather"}]},
-        "'tool_calls' holds no list of calls",
+        "'tool_calls' holds a text that is not JSON",
     ),
-    "no tools": ({"messages": openai(ONE), "tools": 3}, "'tools' holds no list of tools"),
-    "no JSON": ({"messages": "[{]"}, "starts like a list but is not JSON"),
+    "no tools": ({"messages": openai(ONE), "tools": 3}, "'tools' holds no list of objects"),
+    "no JSON": ({"messages": "[{]"}, "holds a text that is not JSON"),
     "no role": ({"messages": [{"content": "q"}]}, "a message without a role"),
     "no messages": ({"conversations": 3}, "'conversations' holds a int, expected messages"),
     "history": ({"instruction": "q", "output": "a", "history": ["q"]}, "no list of .* pairs"),

@@ -371,6 +371,16 @@ def test_select_keeps_identity(data):
     assert len({data.fingerprint, part.fingerprint, again.fingerprint}) == 3
 
 
+def test_rows_with_other_tokens_know_their_counts(data):
+    bare, swapped = data.responses_only(), data.select([3, 1]).swapped()
+    assert bare.supervised.tolist() == data.supervised.tolist()
+    assert bare.ids.tolist() == data.ids.tolist() and (bare.lengths < data.lengths).all()
+    for rows in (data, bare, swapped):
+        for at, row in enumerate(rows.rows):
+            assert rows.lengths[at] == len(row["input_ids"])
+            assert rows.supervised[at] == len(rows.batch([at]).targets)
+
+
 def test_identity_does_not_depend_on_order_or_tokenizer():
     rows = rows_of(*(talk(f"q{i % 7}", f"a{i % 5}") for i in range(50)))
     shuffled = rows.shuffle(seed=3)

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,16 +24,11 @@ if TYPE_CHECKING:
 
 FORMATS = ("jsonl", "messages", "alpaca", "sharegpt", "parquet", "weights")
 _BATCH = 10_000  # rows held as Python objects at a time
+_ALPACA = {"prompt": "instruction", "query": "input", "response": "output"}
 _LLAMA_FACTORY = {
     "alpaca": {
         "formatting": "alpaca",
-        "columns": {
-            "prompt": "instruction",
-            "query": "input",
-            "response": "output",
-            "system": "system",
-            "history": "history",
-        },
+        "columns": _ALPACA | {"system": "system", "history": "history"},
     },
     "sharegpt": {
         "formatting": "sharegpt",
@@ -70,7 +65,7 @@ def run(args: argparse.Namespace) -> tuple[dict, str]:
     elif args.format == "jsonl":
         _write_lines(out, source_lines(rows, selected.indices))
     else:
-        _write_lines(out, _records(tables, _CONVERTERS[args.format]))
+        _write_lines(out, _records(tables, args.format))
     result = {
         "out": args.out,
         "format": args.format,
@@ -92,66 +87,47 @@ def run(args: argparse.Namespace) -> tuple[dict, str]:
     return result, text
 
 
-def to_messages(messages: list[dict], tools: list[dict] | None, weight: float) -> dict:
-    """OpenAI messages, as TRL and others read them; `text` for plain text."""
-    if messages[0]["role"] == "text":
-        return {"text": messages[0]["content"]}
-    return {"messages": messages} | ({"tools": tools} if tools else {})
+def record_of(kind: str, messages: list[dict], tools: list[dict] | None, weight: float) -> dict:
+    """A row as a record of `kind`; plain text is `text` in every kind.
 
-
-def to_weights(messages: list[dict], tools: list[dict] | None, weight: float) -> dict:
-    """Messages with the row's weight: a column, and ms-swift's `loss_scale` on each answer."""
-    scale = weight or 1e-9  # 0 would say that a turn is not learned
-    scaled = [
-        {**m, "loss_scale": m.get("weight", scale)} if m["role"] == "assistant" else m
-        for m in messages
+    "weights" are messages with ms-swift's `loss_scale`; in "alpaca" the last turn is the record and
+    earlier ones are its `history`.
+    """
+    weighted = {"weight": weight} if kind == "weights" else {}
+    if messages and messages[0]["role"] == "text":
+        return {"text": messages[0]["content"]} | weighted
+    if kind == "weights":
+        scale = weight or 1e-9  # 0 would say that a turn is not learned
+        messages = [
+            {**m, "loss_scale": m.get("weight", scale)} if m["role"] == "assistant" else m
+            for m in messages
+        ]
+    if kind in ("messages", "weights"):
+        return {"messages": messages} | ({"tools": tools} if tools else {}) | weighted
+    system, turns = _turns(messages, tools)
+    pairs = [list(pair) for pair in zip(turns[::2], turns[1::2], strict=True)]
+    if kind == "alpaca":
+        last = {"instruction": turns[-2], "input": "", "output": turns[-1]}
+        return last | {"system": system, "history": pairs[:-1]}
+    said = [
+        {"from": who, "value": text}
+        for pair in pairs
+        for who, text in zip(("human", "gpt"), pair, strict=True)
     ]
-    return to_messages(scaled, tools, weight) | {"weight": weight}
-
-
-def to_alpaca(messages: list[dict], tools: list[dict] | None, weight: float) -> dict:
-    """Alpaca record of the last turn; earlier turns become `history`."""
-    if messages[0]["role"] == "text":
-        return to_messages(messages, tools, weight)
-    system, turns = _turns(messages, tools)
-    return {
-        "instruction": turns[-2],
-        "input": "",
-        "output": turns[-1],
-        "system": system,
-        "history": [list(pair) for pair in zip(turns[:-2:2], turns[1:-2:2], strict=True)],
-    }
-
-
-def to_sharegpt(messages: list[dict], tools: list[dict] | None, weight: float) -> dict:
-    """ShareGPT record."""
-    if messages[0]["role"] == "text":
-        return to_messages(messages, tools, weight)
-    system, turns = _turns(messages, tools)
-    speakers = ("human", "gpt") * (len(turns) // 2)
-    pairs = zip(speakers, turns, strict=True)
-    return {"conversations": [{"from": s, "value": v} for s, v in pairs], "system": system}
-
-
-_CONVERTERS = {
-    "messages": to_messages,
-    "weights": to_weights,
-    "alpaca": to_alpaca,
-    "sharegpt": to_sharegpt,
-}
+    return {"conversations": said, "system": system}
 
 
 def _turns(messages: list[dict], tools: list[dict] | None) -> tuple[str, list[str]]:
     """(system prompt or "", contents of the turns user, assistant, user, ...)."""
-    has_system = messages[0]["role"] == "system" and messages[0]["content"] != ""
-    turns = messages[has_system:]
+    first = messages[0] if messages else {"role": None}
+    system = first["content"] if first["role"] == "system" else ""
+    turns = messages[bool(system) :]
     roles = [message["role"] for message in turns]
     beside = sorted({key for m in messages for key in m} - {"role", "content"})
     if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
         raise InputError(f"roles {roles}, needs user and assistant in turn; use --format messages")
     if beside or tools:
         raise InputError(f"holds {', '.join(beside or ['tools'])}; use --format messages")
-    system = messages[0]["content"] if has_system else ""
     return system, [message["content"] for message in turns]
 
 
@@ -174,13 +150,13 @@ def _kept_tables(
         yield table.append_column("score", score).append_column("weight", pa.array(weight))
 
 
-def _records(tables: Iterable[pa.Table], convert: Callable) -> Iterator[bytes]:
+def _records(tables: Iterable[pa.Table], kind: str) -> Iterator[bytes]:
     encode = json.JSONEncoder(ensure_ascii=False).encode
     for table in tables:
         columns = (table[name].to_pylist() for name in ("row", "weight"))
         for turns, row, weight in zip(_conversations(table), *columns, strict=True):
             try:
-                record = convert(*turns, float(f"{weight:.7g}"))
+                record = record_of(kind, *turns, float(f"{weight:.7g}"))
             except InputError as error:
                 raise InputError(f"row {row}: {error}") from error
             yield encode(record).encode() + b"\n"
@@ -203,11 +179,11 @@ def _with_all_keys(table: pa.Table) -> pa.Table:
     """`messages` and `tools` as JSON where some message has more than role and content."""
     if "extra" not in table.column_names:
         return table
-    pairs = list(_conversations(table))
-    texts = ([json.dumps(m) for m, _ in pairs], [json.dumps(t) if t else None for _, t in pairs])
+    messages, tools = zip(*_conversations(table), strict=True)
     table = table.drop(["messages", "extra"])
-    for name, column in zip(("messages", "tools"), texts, strict=True):
-        table = table.append_column(name, pa.array(column, pa.string()))
+    for name, values in (("messages", messages), ("tools", tools)):
+        texts = [json.dumps(value) if value else None for value in values]
+        table = table.append_column(name, pa.array(texts, pa.string()))
     return table
 
 

@@ -16,16 +16,9 @@ from seal.errors import InputError
 logger = logging.getLogger(__name__)
 
 _SPLITS = {
-    "train": "train",
-    "training": "train",
-    "test": "test",
-    "testing": "test",
-    "eval": "test",
-    "evaluation": "test",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
 }
 _NOT_DATA = ("config.json", "dataset_info.json", "dataset_infos.json")
 
@@ -86,7 +79,8 @@ def load_rows(
 def _columns_of(name: str) -> tuple[str, str | None, str | None]:
     """`name:prompt:response` as its three parts; None for a column that is not named."""
     stem, *columns = name.split(":")
-    if not columns or len(columns) > 2 or not all(columns) or Path(name).expanduser().exists():
+    odd = len(columns) not in (1, 2) or not all(columns) or any("/" in text for text in columns)
+    if odd or Path(name).expanduser().exists():
         return name, None, None
     return stem, columns[0], columns[1] if len(columns) > 1 else None
 

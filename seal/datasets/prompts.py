@@ -9,6 +9,7 @@ import json
 import logging
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 import datasets
@@ -25,34 +26,22 @@ Messages = list[dict]
 
 # `extra` is JSON of what does not fit `messages`: {"turns": [a message's keys], "tools": [...]}.
 # `skip` says why a row cannot be read. Both are there only where a row has them.
+_TEXT = datasets.Value("string")
 FEATURES = datasets.Features(
-    {
-        "messages": datasets.List(
-            {"role": datasets.Value("string"), "content": datasets.Value("string")}
-        ),
-        "id": datasets.Value("string"),
-        "origin": datasets.Value("string"),
-        "origin_row": datasets.Value("int64"),
-        "extra": datasets.Value("string"),
-        "skip": datasets.Value("string"),
-    }
+    messages=datasets.List({"role": _TEXT, "content": _TEXT}),
+    id=_TEXT,
+    origin=_TEXT,
+    origin_row=datasets.Value("int64"),
+    extra=_TEXT,
+    skip=_TEXT,
 )
 OPTIONAL = ("extra", "skip")
 
 _ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-    "ipython": "tool",
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation", "ipython"), "tool"),
     "text": "text",
 }
 # What a message may hold beside its text: a chat template renders it, or the row is skipped.
@@ -63,7 +52,8 @@ _WEIGHTS = ("weight", "loss_mask", "loss_scale", "loss", "train")
 # Columns read beside those of any schema.
 _BESIDE = ("system", "system_prompt", "tools")
 _TRANSCRIPT = re.compile(r"\n\n(Human|Assistant):[ ]?")
-_VERSION = 2  # of what is written to the cache
+_FIRST = 100  # rows looked at for keys that nothing reads
+_VERSION = 3  # of what is written to the cache
 
 
 class NotText(Exception):
@@ -127,28 +117,29 @@ def _chat(turns: list | None, column: str) -> Messages:
 def _carried(key: str, value: object) -> object:
     if key != "tool_calls":
         return _message("", value, key)[0]["content"]
-    if not isinstance(value, list) or not all(isinstance(call, dict) for call in value):
-        raise InputError(f"{key!r} holds no list of calls")
-    return [_call(_without_nulls(call)) for call in value]
+    return [_call(call) for call in _objects(value, key)]
 
 
 def _call(call: dict) -> dict:
     """A tool call as chat templates take it: its arguments an object, not the text of one."""
-    function = call.get("function", call)
-    arguments = function.get("arguments", {})
-    try:
-        parsed = json.loads(arguments) if isinstance(arguments, str) else arguments
-    except ValueError:
-        parsed = arguments
+    function = {"name": "", "arguments": {}} | call.get("function", call)
+    named = {key: function[key] for key in ("name", "arguments")}
+    if isinstance(named["arguments"], str):
+        with suppress(ValueError):
+            named["arguments"] = json.loads(named["arguments"])
     own = {"id": call["id"]} if "id" in call else {}
-    return own | {
-        "type": "function",
-        "function": {"name": function.get("name", ""), "arguments": parsed},
-    }
+    return own | {"type": "function", "function": named}
+
+
+def _objects(value: object, column: str) -> list[dict]:
+    """A list of objects, or the JSON of one, without the nulls that Parquet fills in."""
+    found = _parsed(value or "[]", column) if isinstance(value, str) else value or []
+    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+        raise InputError(f"column {column!r} holds no list of objects")
+    return _without_nulls(found)
 
 
 def _without_nulls(value: object) -> object:
-    """Without the keys that a Parquet file fills in where another row has them."""
     if isinstance(value, dict):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
@@ -158,7 +149,7 @@ def _parsed(text: str, column: str) -> list:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise InputError(f"column {column!r} starts like a list but is not JSON") from error
+        raise InputError(f"column {column!r} holds a text that is not JSON") from error
     return value if isinstance(value, list) else [value]
 
 
@@ -167,10 +158,8 @@ def _transcript(text: str, column: str) -> Messages:
     before, *parts = _TRANSCRIPT.split(text)
     if before or (text and not parts):
         raise InputError(f"column {column!r} is no transcript: it starts with {before[:20]!r}")
-    roles = [_ROLES[name.lower()] for name in parts[0::2]]
-    return [
-        {"role": role, "content": content} for role, content in zip(roles, parts[1::2], strict=True)
-    ]
+    pairs = zip(parts[0::2], parts[1::2], strict=True)
+    return [{"role": _ROLES[name.lower()], "content": content} for name, content in pairs]
 
 
 def _turns(role: str, value: object, column: str) -> Messages:
@@ -296,30 +285,31 @@ def to_messages(
 
 
 def _unread(raw: datasets.Dataset, read: list[str]) -> list[str]:
-    """Columns, and keys of messages, that nothing reads."""
-    known = {"role", "from", "content", "value", *CARRIED, *_WEIGHTS}
-    inner = [
-        f"{name}[].{key}"
-        for name in read
-        if isinstance(raw.features[name], datasets.List)
-        and isinstance(raw.features[name].feature, dict)
-        for key in raw.features[name].feature
-        if key not in known
-    ]
-    return [name for name in raw.column_names if name not in read] + inner
+    """Columns that nothing reads, and keys of messages, as far as the first rows show them."""
+    known = {"role", "from", "content", "value", *CARRIED, *_WEIGHTS, "type", "function"}
+    inner = {
+        f"{name}[].{key}": None
+        for name, values in raw[:_FIRST].items()
+        if name in read
+        for value in values
+        if isinstance(value, list)
+        for turn in value
+        if isinstance(turn, dict)
+        for key in turn
+        if key not in known and turn[key] is not None
+    }
+    return [name for name in raw.column_names if name not in read] + [*inner]
 
 
 def _convert(batch: dict, indices: list[int], schemas: list[Schema], origin: str) -> dict:
     result = {"messages": [], "id": [], "extra": [], "skip": []}
-    records = (
-        dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)
-    )
-    for record in records:
+    for values in zip(*batch.values(), strict=True):
+        record = dict(zip(batch, values, strict=True))
         messages, tools, skip = [], None, None
         try:
             schema = _schema_of(record, schemas)
             messages = _with_system(record, schema.convert(record, *schema.columns))
-            tools = _tools(record.get("tools"))
+            tools = _objects(record.get("tools"), "tools")
         except InputError as error:
             skip = f"unreadable: {error}"
         except NotText as part:
@@ -328,10 +318,10 @@ def _convert(batch: dict, indices: list[int], schemas: list[Schema], origin: str
         extra = None
         if tools or any(len(message) > 2 for message in messages):
             extra = json.dumps({"turns": [_beside(m) for m in messages], "tools": tools})
-        result["messages"].append([{"role": m["role"], "content": m["content"]} for m in messages])
-        result["id"].append(row_id(messages, tools))
-        result["extra"].append(extra)
-        result["skip"].append(skip)
+        plain = [{"role": m["role"], "content": m["content"]} for m in messages]
+        row = (plain, row_id(messages, tools), extra, skip)
+        for column, value in zip(result.values(), row, strict=True):
+            column.append(value)
     return result | {"origin": [origin] * len(indices), "origin_row": indices}
 
 
@@ -353,19 +343,12 @@ def _with_system(record: dict, messages: Messages) -> Messages:
     return messages if not system[0]["content"] or system == messages[:1] else system + messages
 
 
-def _tools(value: object) -> list[dict] | None:
-    """The tools a conversation may call, written as a list or as the JSON of one."""
-    tools = _parsed(value or "[]", "tools") if isinstance(value, str) else value
-    if tools and (not isinstance(tools, list) or not all(isinstance(t, dict) for t in tools)):
-        raise InputError("column 'tools' holds no list of tools")
-    return [_without_nulls(tool) for tool in tools] if tools else None
-
-
 def readable(rows: datasets.Dataset) -> datasets.Dataset:
     """`rows` without those that could not be read."""
     if "skip" not in rows.column_names:
         return rows
-    return rows.select(np.flatnonzero(rows.with_format("arrow")[:]["skip"].is_null()))
+    stay = rows.select_columns(["skip"]).with_format("arrow")[:]["skip"].is_null()
+    return rows.select(np.flatnonzero(stay)).remove_columns("skip")
 
 
 def _beside(message: dict) -> dict:
