@@ -376,6 +376,7 @@ def test_rows_with_other_tokens_know_their_counts(data):
     assert bare.supervised.tolist() == data.supervised.tolist()
     assert bare.ids.tolist() == data.ids.tolist() and (bare.lengths < data.lengths).all()
     for rows in (data, bare, swapped):
+        assert rows.highest_token >= max(max(row) for row in rows.rows["input_ids"])
         for at, row in enumerate(rows.rows):
             assert rows.lengths[at] == len(row["input_ids"])
             assert rows.supervised[at] == len(rows.batch([at]).targets)

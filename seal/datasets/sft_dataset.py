@@ -114,7 +114,7 @@ class SFTDataset(torch.utils.data.Dataset):
     @cached_property
     def highest_token(self) -> int:
         """The highest token id of the table that the rows stand in."""
-        tokens = self._tokenised.with_format("arrow")[:]["input_ids"]
+        tokens = self.tokenised.select_columns(["input_ids"])[:]["input_ids"]
         return max(pc.max(chunk.flatten()).as_py() or 0 for chunk in tokens.chunks)
 
     @cached_property
