@@ -12,7 +12,7 @@ from launch import SELECTOR, SFT, deepspeed, kill_once, launched, python
 from peft import PeftModel
 from safetensors.torch import load_file
 from tiny_world import make_model, make_rows, make_tokenizer, write_rows
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 import seal
 from seal.cli import flags as cli
@@ -117,17 +117,16 @@ def test_run_directories_hold_metrics_and_configuration(trained):
     assert trained_steps == list(range(1, steps + 1))
     assert sum("selector/churn" in line for line in lines) == 2
     assert all(np.isfinite(list(line.values())).all() for line in lines)
-    config = json.loads((selector / "config.json").read_text())["seal"]
-    assert (
-        config["arguments"]["train_batch_size"] == 8 and "train_sft_selector" in config["command"]
-    )
+    run = json.loads((selector / "seal_run.json").read_text())
+    assert run["arguments"]["train_batch_size"] == 8
+    assert run["command"].startswith("train_sft_selector.py ")
 
     lines = metrics(folder / "tuned/metrics.jsonl")
     steps = -(-round(TOPP * USER_ROWS) // 8) * 2
     assert [m["step"] for m in lines if "train/loss" in m] == list(range(1, steps + 1))
     assert [m["step"] for m in lines if "eval/loss" in m] == [steps // 2, steps]
-    config = json.loads((folder / "tuned/config.json").read_text())["seal"]
-    assert config["arguments"]["topp"] == TOPP
+    run = json.loads((folder / "tuned/seal_run.json").read_text())
+    assert run["arguments"]["topp"] == TOPP
 
 
 def test_console_says_what_happened_once(trained):
@@ -143,7 +142,7 @@ def test_console_says_what_happened_once(trained):
             assert noise not in console, console
 
 
-def test_saved_model_loads_and_generates(trained):
+def test_saved_model_loads_and_generates(trained, monkeypatch):
     _, folder, _, _ = trained
     tuned = folder / "tuned"
     tokenizer = AutoTokenizer.from_pretrained(tuned)
@@ -163,6 +162,10 @@ def test_saved_model_loads_and_generates(trained):
     prompt = tokenizer("the river", return_tensors="pt").input_ids
     answer = model.generate(input_ids=prompt, max_new_tokens=4, do_sample=False)
     assert answer.shape[1] > prompt.shape[1]
+    monkeypatch.chdir(folder)  # an adapter names its base as it was given
+    plain = pipeline("text-generation", "tuned", max_new_tokens=4, do_sample=False)
+    said = plain("the river", return_full_text=False)[0]["generated_text"]
+    assert said == tokenizer.decode(answer[0, prompt.shape[1] :], skip_special_tokens=True)
 
 
 def test_the_model_card_names_what_the_model_comes_from(trained, data):

@@ -57,13 +57,13 @@ def test_a_lost_rank_is_named_and_all_end(running, rank, number):
 
 def test_a_second_run_on_the_same_output_is_refused(running):
     process, folder, _ = running
-    config = (folder / "tuned/config.json").read_bytes()
     words = WORDS.format(root=folder).split()
     for other in ([], ["--save_path", "elsewhere"]):  # the directory of checkpoints is the same
         done = python(SFT, *words, *other, cwd=folder)
         assert done.status == 2 and len(done.errors) == 1, done.output
         assert "belongs to a run that has not ended" in done.errors[0]
-    assert process.poll() is None and (folder / "tuned/config.json").read_bytes() == config
+    assert process.poll() is None
+    assert not list(folder.glob("tuned/*.json"))
     assert not (folder / "elsewhere").exists()
     kill(process)
     done = python(SFT, *words, "--max_epochs", "1", cwd=folder)  # a dead run's lock blocks nobody

@@ -121,7 +121,7 @@ def check_selector(path, model):
     steps = [line for line in metrics(path.with_suffix("")) if "train/row_loss" in line]
     assert [line["step"] for line in steps] == [1, 2, 3]
     assert all(math.isfinite(line["train/row_loss"]) for line in steps)
-    config = json.loads((path.with_suffix("") / "config.json").read_text())["seal"]
+    config = json.loads((path.with_suffix("") / "seal_run.json").read_text())
     assert config["arguments"]["selector_name"] == model and config["world_size"] == 2
 
 

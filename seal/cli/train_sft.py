@@ -67,7 +67,6 @@ def train(args) -> None:
         strategy=strategy, engines=[engine], **flags.checkpoint_flags(args, rows.ids)
     )
     first_step, state = checkpoints.begin(args.load_checkpoint, args.save_path)
-    strategy.on_rank_0(lambda: record.write_config(vars(args), args.save_path))
     logger = flags.get_logger(args, args.save_path, strategy.is_rank_0(), steps, first_step)
 
     def save_best(step: int) -> None:
@@ -86,7 +85,7 @@ def train(args) -> None:
     with closing(logger), strategy.stoppable():
         trainer.fit(first_step)
         strategy.save_model(engine, tokenizer, args.save_path)
-    strategy.on_rank_0(lambda: record.write_config(vars(args), args.save_path))
+    strategy.on_rank_0(lambda: record.write_run(vars(args), args.save_path))
     strategy.on_rank_0(lambda: describe(args, rows, selected))
     strategy.print(f"model: {args.save_path}")
 

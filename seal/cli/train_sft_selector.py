@@ -83,7 +83,6 @@ def train(args) -> None:
     first_step, state = checkpoints.begin(args.load_checkpoint, *outputs)
     if state:
         selector.load_state_dict(state)
-    strategy.on_rank_0(lambda: record.write_config(vars(args), base))
     logger = flags.get_logger(args, base, strategy.is_rank_0(), steps, first_step)
     trainer = SelectorTrainer(
         model=model,
@@ -103,11 +102,12 @@ def train(args) -> None:
         meta = save(f"{base}.parquet", *scored)
     lines = [f"selector: {base}.parquet, {len(user)} rows scored", *told(meta)]
     strategy.print("\n".join(lines))
+    strategy.on_rank_0(lambda: record.write_run(vars(args), base))
     if args.save_path:
         if args.apply_chat_template:
             model.engine.module.end_at(turn_end(tokenizer))
         strategy.save_model(model.engine, tokenizer, args.save_path)
-        strategy.on_rank_0(lambda: record.write_config(vars(args), args.save_path))
+        strategy.on_rank_0(lambda: record.write_run(vars(args), args.save_path))
         strategy.on_rank_0(lambda: write_model_card(args, base, safe, user))
 
 

@@ -1,0 +1,33 @@
+"""What a run leaves of its arguments may be shared: no secret, no folder of this machine."""
+
+import json
+
+from seal.cli import flags as cli
+from seal.utils import record
+
+
+def test_no_local_path_is_shared(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models/llama").mkdir(parents=True)
+    data = f"{tmp_path}/user.jsonl,org/data@main,../alice/more.jsonl"
+    words = ["--pretrain", "models/llama", "--dataset", data, "--input_template", "Q: {} A: "]
+    words += [f"--save_path={tmp_path}/out", "--selector_path", "~/alice/s.parquet"]
+    monkeypatch.setattr("sys.argv", [f"{tmp_path}/examples/train_sft.py", *words])
+    flags = vars(cli.sft_parser().parse_args(words))
+    record.write_run(flags, tmp_path / "out")
+    text = (tmp_path / "out/seal_run.json").read_text()
+    assert not any(word in text for word in (str(tmp_path), "alice", "models"))
+    run = json.loads(text)
+    assert run["arguments"]["dataset"] == "user.jsonl,org/data@main,more.jsonl"
+    assert run["arguments"]["pretrain"] == "llama" and run["arguments"]["save_path"] == "out"
+    assert run["arguments"]["input_template"] == "Q: {} A: "
+    assert run["command"].startswith("train_sft.py --pretrain llama --dataset user.jsonl,org/data")
+    assert "--save_path=out" in run["command"]
+
+
+def test_the_identity_of_a_run_keeps_whole_paths(tmp_path):
+    import numpy as np
+
+    flags = {"pretrain": f"{tmp_path}/model", "use_wandb": "s3cret"}
+    identity = record.identity(flags, np.zeros(3, "V16"))
+    assert identity["pretrain"] == f"{tmp_path}/model" and "use_wandb" not in identity
