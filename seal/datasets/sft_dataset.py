@@ -60,9 +60,10 @@ class Batch(NamedTuple):
     rows: torch.Tensor
 
     def to(self, device: torch.device | str) -> "Batch":
-        """This batch with its tensors on `device`."""
+        """This batch with its tensors on `device`; to a GPU without waiting for it."""
+        cuda = torch.device(device).type == "cuda"
         moved = {
-            name: value.to(device, non_blocking=True)
+            name: (value.pin_memory() if cuda else value).to(device, non_blocking=True)
             for name, value in self._asdict().items()
             if name != "max_seqlen"
         }
@@ -70,7 +71,8 @@ class Batch(NamedTuple):
 
     def counts(self) -> torch.Tensor:
         """Supervised tokens of each row, int64 [R]."""
-        return torch.bincount(self.segments, minlength=len(self.rows))
+        counts = self.segments.new_zeros(len(self.rows))
+        return counts.index_add_(0, self.segments, torch.ones_like(self.segments))
 
 
 @dataclass(eq=False)

@@ -323,7 +323,8 @@ def _padded(batch: Batch) -> tuple[dict, torch.Tensor]:
     """
     n_rows, width = len(batch.cu_seqlens) - 1, batch.max_seqlen
     starts = torch.arange(0, n_rows * width, width, device=batch.input_ids.device)
-    places = starts.repeat_interleave(batch.cu_seqlens.diff()) + batch.position_ids[0]
+    lengths, total = batch.cu_seqlens.diff(), batch.input_ids.shape[1]
+    places = starts.repeat_interleave(lengths, output_size=total) + batch.position_ids[0]
     ids = batch.input_ids.new_zeros(n_rows * width).index_copy(0, places, batch.input_ids[0])
     return {"input_ids": ids.view(n_rows, width), "use_cache": False}, places
 

@@ -115,11 +115,9 @@ class RowModel:
 
     def half_sums(self, rows: np.ndarray) -> torch.Tensor:
         """As `forward`, apart for even and odd supervised tokens: float32 [R, 2] nats."""
-        nll = torch.zeros(len(rows), 2, dtype=torch.float32)
         with torch.no_grad():
-            for positions, losses, _, _ in self._micro_steps(rows):
-                nll[positions] = losses.cpu()
-        return self.strategy.all_reduce(nll)
+            parts = [(at, losses) for at, losses, _, _ in self._micro_steps(rows)]
+        return self._collected(parts, len(rows), 2)
 
     def token_losses(self, rows: np.ndarray) -> torch.Tensor:
         """Loss of every supervised token: float32 [S] nats, row after row."""
@@ -164,18 +162,29 @@ class RowModel:
         if not live.any():
             return nll
         live_rows, live_coefficients = rows[live.numpy()], coefficients[live]
-        live_nll = torch.zeros(len(live_rows), dtype=torch.float32)
         plan = self._plan(live_rows)
         balance = self.aux_loss_coef / (self.strategy.world_size * len(plan))
-        for positions, losses, objective, aux_loss in self._micro_steps(
+        parts = []
+        for at, losses, objective, aux_loss in self._micro_steps(
             live_rows, live_coefficients, plan
         ):
             if balance:
                 objective = objective + balance * aux_loss
             self.strategy.backward(self.engine, objective)
-            live_nll[positions] = losses.cpu()
-        nll[live] = self.strategy.all_reduce(live_nll)
+            parts.append((at, losses))
+        nll[live] = self._collected(parts, len(live_rows))
         return nll
+
+    def _collected(self, parts: list[tuple], *shape: int) -> torch.Tensor:
+        """What each micro-batch gave, (positions, values), of all ranks: float32 [R, ...].
+
+        The values come from the device here, once, so that no micro-batch waits for the one before.
+        """
+        found = torch.zeros(shape, dtype=torch.float32)
+        found[[at for positions, _ in parts for at in positions]] = torch.cat(
+            [values for _, values in parts]
+        ).cpu()
+        return self.strategy.all_reduce(found)
 
     def _plan(self, rows: np.ndarray) -> list[list[int]]:
         lengths = self.dataset.lengths[rows]
