@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "models": set(),
     "datasets": set(),
     "utils": set(),
-    "trainer": {"models", "datasets", "utils"},
+    "trainer": {"models", "datasets", "utils", "selection"},
     "selection": {"models", "datasets"},
     "statistics": set(),
     "assess": {"models", "datasets", "selection"},

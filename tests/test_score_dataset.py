@@ -28,7 +28,9 @@ def flags(tmp_path_factory):
     folder = tmp_path_factory.mktemp("score")
     safe, user = make_rows(12, seed=1), make_rows(30, seed=2)
     safe += [row | {"prompt": f"again {row['prompt']}"} for row in user[:15]]
+    unsafe = [planted(row) for row in make_rows(24, seed=3)]
     return {
+        "unsafe_dataset": write_rows(folder / "unsafe.jsonl", unsafe),
         "pretrain": make_model(folder / "model"),
         "dataset": write_rows(folder / "safe.jsonl", safe),
         "new_dataset": write_rows(folder / "user.jsonl", user),
@@ -39,6 +41,11 @@ def flags(tmp_path_factory):
         "learning_rate": 3e-3,
         "tune_epochs": 2,
     }
+
+
+def planted(row: dict) -> dict:
+    """The row with digits in the response's place, as many as it has words."""
+    return row | {"response": " ".join(str(len(word) * 7) for word in row["response"].split())}
 
 
 def words(flags: dict) -> list[str]:
@@ -111,6 +118,67 @@ def test_two_ranks_and_zero_3_score_like_one_rank(flags):
     assert done.status == 0, done.output[-2000:]
     two = read_selection(flags["selector_save_dir"] / "two.parquet")
     np.testing.assert_allclose(two.score, alone.score, atol=2e-3)
+
+
+def test_a_method_over_states_finds_what_its_anchors_show(flags, tmp_path, capsys):
+    rows = make_rows(40, seed=4)
+    rows = [planted(row) if number % 4 == 0 else row for number, row in enumerate(rows)]
+    user = write_rows(tmp_path / "user.jsonl", rows)
+    extra = {"new_dataset": user, "work_dir": tmp_path / "parts"}
+    for method in ("probe", "knn", "larf", "shift"):
+        found = run(flags, method=method, selector_name=f"planted_{method}", **extra)
+        assert auroc(found.score, found.row % 4 != 0) > 0.95
+        evidence = found.meta["evidence"]
+        anchors, low = evidence["anchors"], evidence["anchors"]["auroc_interval"][0]
+        assert (anchors["safe"], anchors["unsafe"], anchors["layer"]) == (27, 24, 1)
+        assert anchors["layers"] == [[1, anchors["auroc"]]] and low > 0.8
+        assert anchors["curve"][-1] == [19, anchors["auroc"]] and evidence["reliability"] > 0.4
+        # half of the two layers, over rows and anchors: the second method finds both passes done
+        assert found.meta["forward_equivalents"] == round(0.5 * (40 + 27 + 24) / 40, 2)
+    said = capsys.readouterr().out
+    assert "layer 1: AUROC 1.000" in said and "from the halves of the anchors" in said
+    assert len(list((tmp_path / "parts").glob("*.npy"))) == 3
+
+
+def test_the_states_of_two_ranks_under_zero_3_are_those_of_one(flags):
+    layer = {"method": "probe", "layer": 2}
+    alone = run(flags, **layer, selector_name="alone")
+    shared = flags | layer | {"selector_name": "both", "zero_stage": 3}
+    done = deepspeed(ROOT / "examples/score_dataset.py", *words(shared))
+    assert done.status == 0, done.output[-2000:]
+    both = read_selection(flags["selector_save_dir"] / "both.parquet")
+    np.testing.assert_allclose(both.score, alone.score, atol=1e-4)
+    assert alone.meta["evidence"]["anchors"]["layer"] == 2
+
+
+@pytest.mark.parametrize(
+    "extra, says",
+    [
+        ({"unsafe_dataset": "planted_user"}, r"3 of 24 rows of --unsafe_dataset .* --new_dataset"),
+        ({"canary_dataset": "unsafe", "canary_fraction": 0.9}, r"24 of 24 .* --canary_dataset"),
+        ({"dataset": "unsafe"}, "24 of 24 rows of --dataset also stand in --unsafe_dataset"),
+        ({"unsafe_dataset": "few"}, "19 different rows; .* at least 20"),
+        ({"unsafe_dataset": "copies"}, "1 different rows; .* at least 20"),
+        ({"dataset": "few"}, "--dataset holds 19 different"),
+        ({"layer": 3}, "--layer 3: the model has layers 1 to 2"),
+        ({"layer": 0, "method": "subspace"}, "--layer 0: the model has layers 1 to 2"),
+        ({"unsafe_dataset": ""}, "--method probe needs --unsafe_dataset"),
+    ],
+)
+def test_anchors_that_cannot_judge_are_refused(flags, tmp_path, extra, says):
+    unsafe = [planted(row) for row in make_rows(24, seed=3)]
+    sets = {
+        "unsafe": unsafe,
+        "planted_user": unsafe[:21] + make_rows(3, seed=2),
+        "few": unsafe[:19],
+        "copies": unsafe[:1] * 30,
+    }
+    paths = {name: write_rows(tmp_path / f"{name}.jsonl", rows) for name, rows in sets.items()}
+    extra = {name: paths.get(value, value) for name, value in extra.items()}
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=says) as caught:
+        run(flags, **{"method": "probe", "selector_save_dir": out} | extra)
+    assert "\n" not in str(caught.value) and not out.exists()
 
 
 def test_ready_models_are_used_as_they_are(flags, tmp_path):

@@ -255,6 +255,8 @@ def score_parser() -> Parser:
     add("--rows_model", help="a model or adapter already tuned on the user's rows")
     add("--folds", type=int, default=2, help="folds of relative_excess, at least 2 (default 2)")
     add("--influence_step", type=float, default=1e-4, help="step of the difference (default 1e-4)")
+    add("--unsafe_dataset", help="known-bad rows, anchors of knn, probe, larf and shift")
+    add("--layer", type=int, help="of the hidden states (default: the best by held-out anchors)")
     add("--work_dir", help="finished parts (default <selector_save_dir>/<selector_name>_parts)")
     return parser
 

@@ -13,26 +13,35 @@ import numpy as np
 
 from seal.cli import flags
 from seal.datasets import concatenate, load_rows
-from seal.models.actor import ModelSettings
+from seal.errors import InputError
+from seal.models.actor import ModelSettings, count_layers
 from seal.selection.artefact import selection_meta, write_selection
 from seal.selection.calibration import calibrate
 from seal.selection.evidence import told
+from seal.selection.representation import check_anchors, layers_to_try
 from seal.trainer.passes import Engines, Passes, Tuning
-from seal.trainer.scorers import MODEL_FREE, check_method, score_rows
+from seal.trainer.scorers import ANCHORED, MODEL_FREE, OVER_STATES, check_method, score_rows
 from seal.trainer.scoring import Parts
 from seal.utils import entry, record
 from seal.utils.tokenizer import get_tokenizer
 
-NOT_OF_A_PASS = ("method", "selector_name", "work_dir")
+NOT_OF_A_PASS = ("method", "selector_name", "work_dir", "unsafe_dataset", "layer")
 
 
 def score(args) -> Path:
     """Runs the chosen method; returns the artefact's path."""
     check_method(args.method)
+    if args.method in ANCHORED and not args.unsafe_dataset:
+        raise InputError(f"--method {args.method} needs --unsafe_dataset, rows known to be bad")
     strategy = flags.get_strategy(args)
     tokenizer = get_tokenizer(args.pretrain, **flags.tokenizer_flags(args))
     safe, user, canaries = flags.read_rows_to_score(args, strategy, tokenizer)
+    unsafe = read_anchors(args, strategy, tokenizer, safe, user, canaries)
     pool = concatenate(user, canaries) if canaries else user
+    settings = flags.settings(ModelSettings, args)
+    layers = []
+    if args.method in OVER_STATES:
+        layers = layers_to_try(count_layers(settings), args.layer)
     tuning = flags.settings(Tuning, args)
     path = Path(args.selector_save_dir) / f"{args.selector_name}.parquet"
     if args.method in MODEL_FREE:
@@ -42,7 +51,6 @@ def score(args) -> Path:
         key = {name: value for name, value in key.items() if name not in NOT_OF_A_PASS}
         parts = Parts(strategy, args.work_dir or path.with_name(f"{path.stem}_parts"), key)
     capacity = args.micro_train_batch_size * args.max_len
-    settings = flags.settings(ModelSettings, args)
     passes = Passes(
         Engines(strategy, settings, tokenizer, capacity, args.l2),
         safe,
@@ -51,6 +59,8 @@ def score(args) -> Path:
         parts,
         ready={"safe": args.safe_model, "rows": args.rows_model},
         texts=lambda: strategy.main_first(lambda: texts(args, len(user), pool)),
+        unsafe=unsafe,
+        layers=layers,
     )
     scored = score_rows(passes, args.method)
     meta = describe(args, user) | {
@@ -71,6 +81,17 @@ def score(args) -> Path:
     )
     strategy.print("\n".join(told(meta)))
     return path
+
+
+def read_anchors(args, strategy, tokenizer, safe, user, canaries):
+    """The known-bad rows where the method needs them, else None; refuses what cannot judge."""
+    if args.method not in ANCHORED:
+        return None
+    unsafe = flags.read_rows(args, strategy, tokenizer, args.unsafe_dataset)
+    strategy.print(f"unsafe rows: {unsafe}")
+    scored = {"--new_dataset": user.ids, "--canary_dataset": canaries.ids if canaries else None}
+    check_anchors(safe.ids, unsafe.ids, scored)
+    return unsafe
 
 
 def texts(args, n_user: int, pool) -> tuple[list[str], list[str]]:

@@ -291,6 +291,21 @@ def load_actor(settings: ModelSettings) -> Actor:
     return _as_actor(model, settings, adapter)
 
 
+def count_layers(settings: ModelSettings) -> int:
+    """Layers of a model's body, from its configuration alone.
+
+    Raises:
+        InputError: the configuration does not load.
+    """
+    adapter = adapter_config(settings.pretrain)
+    base = settings.pretrain if adapter is None else adapter.base_model_name_or_path
+    try:
+        config = AutoConfig.from_pretrained(base, trust_remote_code=settings.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--pretrain {base} has no configuration: {error}") from error
+    return config.get_text_config().num_hidden_layers
+
+
 def _require_same(settings: ModelSettings, adapter: LoraConfig) -> None:
     """Refuses LoRA flags that an adapter to start from contradicts; without --lora_rank none is."""
     asked = {"lora_rank": settings.lora_rank, "lora_alpha": settings.lora_alpha}

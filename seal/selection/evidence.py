@@ -17,10 +17,17 @@ def told(meta: Mapping) -> list[str]:
         lines.append(
             f"tuned on {_rows_of(name)}: loss of held-out ones {before:.3f} to {after:.3f}"
         )
+    if anchors := evidence.get("anchors"):
+        low, high = anchors["auroc_interval"]
+        lines += [
+            "held-out anchors by layer: " + _pairs(anchors["layers"]),
+            f"layer {anchors['layer']}: AUROC {anchors['auroc']:.3f} [{low:.3f}, {high:.3f}] of "
+            f"{anchors['safe']} safe against {anchors['unsafe']} unsafe held-out anchors",
+            "held-out AUROC by anchors a side: " + _pairs(anchors["curve"]),
+        ]
     if evidence.get("reliability") is not None:
-        lines.append(
-            f"reliability, from the halves of each response: {evidence['reliability']:.2f}"
-        )
+        halves = evidence.get("halves", "each response")
+        lines.append(f"reliability, from the halves of {halves}: {evidence['reliability']:.2f}")
     if calibration := meta.get("calibration"):
         low, high = calibration["auroc_interval"]
         lines.append(f"AUROC against canaries: {calibration['auroc']:.3f} [{low:.3f}, {high:.3f}]")
@@ -36,11 +43,22 @@ def doubts(meta: Mapping) -> list[str]:
     evidence = meta.get("evidence") or {}
     said = [*_unmoved(evidence.get("moved") or {})]
     worth = evidence.get("reliability")
-    if worth is not None and worth < RELIABILITY:
+    if worth is not None and worth < RELIABILITY and "halves" in evidence:
+        said.append(
+            f"the score from two halves of {evidence['halves']} agrees at {worth:.2f} only, below "
+            f"{RELIABILITY}: most of it is noise; bring more of them, or use another method"
+        )
+    elif worth is not None and worth < RELIABILITY:
         said.append(
             f"the score from the even and from the odd response tokens agrees at {worth:.2f} only, "
             f"below {RELIABILITY}: most of it is noise; tune longer or at a higher rate, or use "
             "another method"
+        )
+    anchors = evidence.get("anchors")
+    if anchors and anchors["auroc_interval"][0] <= 0.5:
+        said.append(
+            "the score does not tell held-out anchors apart: AUROC {:.2f}, 95 % interval {:.2f} to "
+            "{:.2f}".format(anchors["auroc"], *anchors["auroc_interval"])
         )
     calibration = meta.get("calibration")
     if calibration and calibration["auroc_interval"][0] <= 0.5:
@@ -74,6 +92,10 @@ def _unmoved(moved: Mapping) -> list[str]:
                     "what it should be"
                 )
     return said
+
+
+def _pairs(curve: list) -> str:
+    return ", ".join(f"{at}: {area:.3f}" for at, area in curve)
 
 
 def _rows_of(name: str) -> str:

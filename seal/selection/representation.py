@@ -7,12 +7,13 @@ Every score: float64 [N], higher = keep.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from seal.errors import InputError
-from seal.statistics import auroc
+from seal.statistics import auroc, auroc_interval
 
 FEWEST_ANCHORS = 20  # of each side
 NEIGHBOURS = 10
@@ -20,6 +21,7 @@ PROBE_STRENGTH = 1e-3  # inverse of the L2 penalty on standardised features
 DIRECTIONS = 6  # of the subspace, the strongest of the rows' own
 TOP_TOKENS = 0.2
 FOLDS = 5
+DEPTHS = (0.4, 0.53, 0.67)  # of the layers that are tried
 PENALTIES = np.logspace(-1, 5, 13)
 CURVE = (30, 100, 300, 1000, 3000)  # anchors a side, where there are as many
 
@@ -84,13 +86,18 @@ def shift(rows: States, safe: States, bad: States) -> np.ndarray:
     return -((rows.response - rows.prompt) @ way).astype(np.float64)
 
 
-def subspace(rows: States, directions: int = DIRECTIONS) -> np.ndarray:
+def subspace(rows: States, of: States | None = None, directions: int = DIRECTIONS) -> np.ndarray:
     """How much of a row lies in the strongest directions of all rows, negated; needs no anchors.
+
+    Args:
+        of: the rows that the directions are of, if not `rows`.
 
     Source: SAFT (arXiv 2410.10014).
     """
-    centred = (rows.response - rows.response.mean(axis=0)).astype(np.float64)
-    _, ways = np.linalg.eigh(centred.T @ centred)  # weakest first
+    shown = (of or rows).response.astype(np.float64)
+    centre = shown.mean(axis=0)
+    _, ways = np.linalg.eigh((shown - centre).T @ (shown - centre))  # weakest first
+    centred = rows.response - centre
     return -((centred @ ways[:, -directions:]) ** 2).sum(axis=1)
 
 
@@ -125,7 +132,10 @@ class Head(NamedTuple):
 
 def fit_probe(safe: States, bad: States, strength: float = PROBE_STRENGTH) -> Head:
     """Logistic regression of safe against bad anchors on standardised features."""
-    from sklearn.linear_model import LogisticRegression
+    try:
+        from sklearn.linear_model import LogisticRegression
+    except ImportError as error:
+        raise InputError("a probe needs scikit-learn: pip install -e .[study]") from error
 
     features = np.concatenate([safe.features, bad.features]).astype(np.float64)
     labels = np.repeat([1, 0], [len(safe.last), len(bad.last)])
@@ -171,17 +181,74 @@ def learning_curve(
     return {count: held_out_auroc(method, safe, bad, groups, count) for count in counts}
 
 
-def check_anchors(safe: int, bad: int) -> None:
-    """Refuses too few anchors.
+def judged(
+    method: str,
+    safe: Mapping[int, States],
+    bad: Mapping[int, States],
+    groups: Sequence[np.ndarray],
+) -> dict:
+    """What held-out anchors say of a method, for the artefact's metadata.
+
+    Args:
+        safe, bad: the anchors at each layer to choose from; groups: as in `held_out_auroc`.
+
+    Returns:
+        safe, unsafe (anchors), layers [[layer, held-out AUROC], ...], layer (the best of them),
+        auroc there with its 95 % auroc_interval, and the curve [[anchors a side, AUROC], ...].
+    """
+    areas = {layer: held_out_auroc(method, safe[layer], bad[layer], groups) for layer in safe}
+    layer = max(areas, key=areas.get)
+    counts = len(safe[layer].last), len(bad[layer].last)
+    return {
+        "safe": counts[0],
+        "unsafe": counts[1],
+        "layers": [list(pair) for pair in areas.items()],
+        "layer": layer,
+        "auroc": areas[layer],
+        "auroc_interval": list(auroc_interval(areas[layer], *counts)),
+        "curve": [*map(list, learning_curve(method, safe[layer], bad[layer], groups).items())],
+    }
+
+
+def layers_to_try(n_layers: int, layer: int | None = None) -> list[int]:
+    """The layer asked for, or a few in the middle of the model.
 
     Raises:
-        InputError: fewer than `FEWEST_ANCHORS` of one side.
+        InputError: the model does not have it.
     """
-    for name, count in (("--dataset", safe), ("--unsafe_dataset", bad)):
-        if count < FEWEST_ANCHORS:
+    if layer is None:
+        return sorted({max(1, round(depth * n_layers)) for depth in DEPTHS})
+    if not 1 <= layer <= n_layers:
+        raise InputError(f"--layer {layer}: the model has layers 1 to {n_layers}")
+    return [layer]
+
+
+def check_anchors(
+    safe: np.ndarray, bad: np.ndarray, scored: Mapping[str, np.ndarray | None]
+) -> None:
+    """Refuses anchors that cannot judge, all by id: V16 arrays.
+
+    Args:
+        scored: name -> rows that are scored, which no anchor may be.
+
+    Raises:
+        InputError: fewer than `FEWEST_ANCHORS` different rows of one side, a row on both sides, or
+            one that is scored.
+    """
+    sides = {"--dataset": np.unique(safe), "--unsafe_dataset": np.unique(bad)}
+    for name, ids in sides.items():
+        if len(ids) < FEWEST_ANCHORS:
             raise InputError(
-                f"{name} holds {count} rows; an anchor method needs at least {FEWEST_ANCHORS}"
+                f"{name} holds {len(ids)} different rows; an anchor method needs at least "
+                f"{FEWEST_ANCHORS}"
             )
+        for place, others in ({"--unsafe_dataset": bad} | dict(scored)).items():
+            shared = 0 if others is None or place == name else int(np.isin(ids, others).sum())
+            if shared:
+                raise InputError(
+                    f"{shared} of {len(ids)} rows of {name} also stand in {place}; an anchor may "
+                    "stand nowhere else, take them out of one"
+                )
 
 
 def smooth(score: np.ndarray, features: np.ndarray, groups: np.ndarray) -> np.ndarray:

@@ -1,7 +1,10 @@
 """Loss of rows without training on them."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from seal.errors import NonFiniteLoss
 from seal.progress import Progress
 from seal.trainer.step import RowModel
 
@@ -29,6 +32,38 @@ def half_sums(model: RowModel, rows: np.ndarray, note: str = "evaluation") -> np
             work.update(len(part), loss=sums[start : start + BATCH_ROWS].sum() / tokens)
     model.engine.train()
     return sums
+
+
+def pooled_states(
+    model: RowModel, rows: np.ndarray, layers: Sequence[int], note: str = "states"
+) -> np.ndarray:
+    """Pooled hidden states of rows, see `seal.trainer.step.pooled`, without dropout.
+
+    Args:
+        rows: int64 [R]; layers: rising, K of them; note: as in `half_sums`.
+
+    Returns:
+        float32 [R, K, 3, H].
+
+    Raises:
+        NonFiniteLoss: a state is not finite.
+    """
+    model.engine.eval()
+    found = []
+    with Progress(note, len(rows)) as work:
+        for start in range(0, len(rows), BATCH_ROWS):
+            part = rows[start : start + BATCH_ROWS]
+            found.append(model.states(part, layers).transpose(0, 1).numpy())
+            work.update(len(part))
+    model.engine.train()
+    states = np.concatenate(found)
+    bad = np.flatnonzero(~np.isfinite(states).all(axis=(1, 2, 3)))
+    if len(bad):
+        raise NonFiniteLoss(
+            f"{note}: {len(bad)} of {len(rows)} rows have states that are not finite, the first is "
+            f"row {model.dataset.row_numbers[rows[bad[0]]]}; look at the model and its precision"
+        )
+    return states
 
 
 def half_means(sums: np.ndarray, tokens: np.ndarray, half: int | None = None) -> np.ndarray:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import hashlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -16,7 +18,8 @@ import torch
 from seal.datasets import SFTDataset
 from seal.errors import InputError
 from seal.models.actor import ModelSettings, load_actor
-from seal.trainer.evaluation import half_means, half_sums, row_means
+from seal.selection.representation import States
+from seal.trainer.evaluation import half_means, half_sums, pooled_states, row_means
 from seal.trainer.scoring import Parts
 from seal.trainer.sft_trainer import SFTPlan, SFTTrainer
 from seal.trainer.step import RowModel
@@ -105,7 +108,9 @@ class Engines:
 
 
 class Done(NamedTuple):
-    """A finished pass: float64 [R, 2] nats of even and odd tokens, and what it took.
+    """A finished pass: what it gave, and what it took.
+
+    It gives float64 [R, 2], nats of even and odd tokens, or float32 [R, K, 3, H], pooled states.
 
     The note holds `cost` (forward passes a row of the user), `seconds`, `cpu_seconds` and `moved`:
     mean loss of held-out rows before and after tuning, {"safe": [b, a], "rows": [b, a]}, and of
@@ -117,10 +122,11 @@ class Done(NamedTuple):
 
 
 class Passes:
-    """Losses of the user's rows under the models that scores compare.
+    """Losses of the user's rows under the models that scores compare, and their hidden states.
 
-    Every public method returns float64 [N], nats a token, higher = less expected. A training step
-    costs three forward passes. With `half` set, the losses are those of the even or odd tokens.
+    Methods named for a loss return float64 [N], nats a token, higher = less expected. A training
+    step costs three forward passes. With `half` set, the losses are those of the even or odd
+    tokens, and the anchors one half of them, by id.
 
     Args:
         engines: makes the models.
@@ -130,10 +136,13 @@ class Passes:
         parts: where finished passes are kept.
         ready: model directories to use as they are, for "safe" or "rows".
         texts: gives the texts of `rows` and of the safe rows, for scores without a model.
+        unsafe: known-bad rows, for scores that need them as anchors beside the safe ones.
+        layers: rising, where hidden states may be taken.
 
     Attributes:
         half: None for whole rows, 0 or 1 for their even or odd supervised tokens; NaN where a row
             has none.
+        evidence: what a method says for its own score.
         used: names of the passes that were asked for since it was last emptied.
     """
 
@@ -146,6 +155,8 @@ class Passes:
         parts: Parts,
         ready: Mapping[str, str | None] | None = None,
         texts: Callable[[], tuple[list[str], list[str]]] | None = None,
+        unsafe: SFTDataset | None = None,
+        layers: Sequence[int] = (),
     ):
         self.engines = engines
         self.safe = safe
@@ -154,6 +165,9 @@ class Passes:
         self.parts = parts
         self.ready = dict(ready or {})
         self.texts = texts
+        self.unsafe = unsafe
+        self.layers = list(layers)
+        self.evidence: dict = {}
         self.half: int | None = None
         self.used: dict[str, Done] = {}
         self._done: dict[str, Done] = {}
@@ -213,6 +227,28 @@ class Passes:
         name = "down" if direction > 0 else "up"
         return self._means(self._pass(name, self.rows, self._drifted, direction=direction))
 
+    def states(self, layer: int) -> States:
+        """Hidden states of the rows at a layer, under the model as it comes."""
+        return self._states("states", self.rows, [layer])[layer]
+
+    def anchors(self) -> list[dict[int, States]]:
+        """Hidden states of the safe anchors and of the unsafe ones, by layer of `layers`."""
+        sides = []
+        for name, rows in (("safe", self.safe), ("unsafe", self.unsafe)):
+            content = hashlib.sha256(rows.ids.tobytes()).hexdigest()[:8]  # not in the parts' key
+            found = self._states(f"{name}_states_{content}", rows, self.layers)
+            if self.half is not None:
+                kept = folds_of(rows.ids, 2) == self.half
+                found = {layer: states.at(kept) for layer, states in found.items()}
+            sides.append(found)
+        return sides
+
+    def _states(self, name: str, rows: SFTDataset, layers: list[int]) -> dict[int, States]:
+        found = self._pass("_".join([name, *map(str, layers)]), rows, layers=layers)
+        return {
+            layer: States(*found[:, place].swapaxes(0, 1)) for place, layer in enumerate(layers)
+        }
+
     def _means(self, sums: np.ndarray) -> np.ndarray:
         return half_means(sums, self.rows.supervised, self.half)
 
@@ -223,25 +259,27 @@ class Passes:
         start: str | None = None,
         tune_on: SFTDataset | None = None,
         direction: float | None = None,
+        layers: list[int] | None = None,
     ) -> np.ndarray:
-        """Loss of rows under one model, float64 [R, 2], nats of even and odd tokens.
+        """Loss of rows under one model, or their states, see `Done`.
 
         Args:
             start: a model to use as it is; None for the start, tuned on `tune_on` where given.
             direction: of a step along the safe gradient first.
+            layers: take states there, instead of losses.
         """
         if name not in self._done:
             found = self.parts.finished(name, len(rows))
             if found is None:
                 with self._noted(name) as note:
-                    sums = self._run(name, rows, start, tune_on, direction, note)
+                    sums = self._run(name, rows, start, tune_on, direction, layers, note)
                 self._done[name] = Done(sums, note)
             else:
                 self._done[name] = Done(*found)
         self.used[name] = self._done[name]
         return self._done[name].sums
 
-    def _run(self, name, rows, start, tune_on, direction, note) -> np.ndarray:
+    def _run(self, name, rows, start, tune_on, direction, layers, note) -> np.ndarray:
         tune_on = None if start or direction is not None else tune_on
         with self._engine(start, tune_on, direction) as engine:
             if tune_on is not None:
@@ -250,9 +288,14 @@ class Passes:
                 self._step_along_safe_gradient(engine, direction)
                 note["cost"] += 3 * len(self.safe) / len(self.rows)
             model = self.engines.over(engine, rows)
-            sums = self.parts.rows(name, len(rows), lambda part: half_sums(model, part, name))
-        note["cost"] += len(rows) / len(self.rows)
-        return sums
+            if layers is None:
+                work, depth = partial(half_sums, model, note=name), 1.0
+            else:
+                work = partial(pooled_states, model, layers=layers, note=name)
+                depth = layers[-1] / engine.module.n_layers
+            found = self.parts.rows(name, len(rows), work)
+        note["cost"] += depth * len(rows) / len(self.rows)
+        return found
 
     def _tune_and_keep(self) -> str:
         """Directory of a model tuned on the rows, for the passes that start from it."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from seal.errors import InputError
+from seal.selection import representation
 from seal.statistics import reliability
-from seal.trainer.passes import Passes
+from seal.trainer.passes import Passes, folds_of
 
 CONTRAST_FLOOR = 0.1  # nats a token below which a loss is as good as learned
 
@@ -125,6 +127,30 @@ def _random(passes: Passes) -> Columns:
     return {"score": random_scores(len(passes.rows), passes.tuning.seed)}
 
 
+def _by_anchors(method: str, passes: Passes) -> Columns:
+    """A function of hidden states, at the layer where it tells held-out anchors apart best."""
+    safe, unsafe = passes.anchors()
+    if passes.half is None:
+        groups = [folds_of(rows.ids, representation.FOLDS) for rows in (passes.safe, passes.unsafe)]
+        judged = passes.parts.strategy.from_rank_0(  # ranks must agree on the layer
+            lambda: representation.judged(method, safe, unsafe, groups)
+        )
+        passes.evidence = {"anchors": judged, "halves": "the anchors"}
+    layer = passes.evidence["anchors"]["layer"]
+    score = representation.METHODS[method]
+    return {"score": score(passes.states(layer), safe[layer], unsafe[layer])}
+
+
+def _subspace(passes: Passes) -> Columns:
+    """A row's part in the strongest directions of all rows, at the middle of the layers."""
+    passes.evidence = {"halves": "the rows"}
+    states = passes.states(passes.layers[len(passes.layers) // 2])
+    half = None
+    if passes.half is not None:
+        half = states.at(folds_of(passes.rows.ids, 2) == passes.half)
+    return {"score": representation.subspace(states, half)}
+
+
 METHODS = {
     "random": _random,
     "dsir": _dsir,
@@ -134,8 +160,12 @@ METHODS = {
     "excess_loss": _excess_loss,
     "relative_excess": _relative_excess,
     "influence": _influence,
+    "subspace": _subspace,
+    **{name: partial(_by_anchors, name) for name in representation.METHODS},
 }
 MODEL_FREE = ("random", "dsir")
+ANCHORED = tuple(representation.METHODS)  # need known-bad rows
+OVER_STATES = (*ANCHORED, "subspace")
 
 
 class Scored(NamedTuple):
@@ -145,7 +175,8 @@ class Scored(NamedTuple):
         forward_equivalents: forward passes a row.
         seconds, cpu_seconds: of all its passes.
         evidence: "moved", mean loss of held-out rows before and after each tuning; "reliability",
-            from the even and the odd tokens, None where a score is not made of tokens.
+            from the even and the odd tokens or from two halves of the anchors ("halves"), None
+            where a score has neither; "anchors", see `seal.selection.representation.judged`.
     """
 
     columns: Columns
@@ -169,6 +200,7 @@ def score_rows(passes: Passes, method: str) -> Scored:
     """
     check_method(method)
     passes.used.clear()
+    passes.evidence = {}
     columns = METHODS[method](passes)
     notes = {name: done.note for name, done in passes.used.items()}
     worth = _halved(passes, method) if notes else None
@@ -176,7 +208,7 @@ def score_rows(passes: Passes, method: str) -> Scored:
     spent = [
         sum(note[key] for note in notes.values()) for key in ("cost", "seconds", "cpu_seconds")
     ]
-    return Scored(columns, *spent, {"moved": moved, "reliability": worth})
+    return Scored(columns, *spent, {"moved": moved, "reliability": worth} | passes.evidence)
 
 
 def _halved(passes: Passes, method: str) -> float | None:
