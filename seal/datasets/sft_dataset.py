@@ -223,11 +223,16 @@ class SFTDataset(torch.utils.data.Dataset):
 def _counts(tokenised: datasets.Dataset) -> tuple[np.ndarray, np.ndarray]:
     """int64 [rows], twice: tokens of each row, and those it is trained to predict."""
     rows = tokenised.select_columns(["input_ids", "supervised"]).with_format("arrow")[:]
-    lengths = pc.list_value_length(rows["input_ids"]).to_numpy().astype(np.int64)
-    learned, ends = _flatten(rows["supervised"]), np.cumsum(lengths)
-    learned[(ends - lengths)[lengths > 0]] = False  # nothing stands before a first token
-    up_to = np.concatenate(([0], np.cumsum(learned)))
-    return lengths, up_to[ends] - up_to[ends - lengths]
+    lengths, learned = [], []
+    for tokens, flags in zip(rows["input_ids"].chunks, rows["supervised"].chunks, strict=True):
+        lengths.append(pc.list_value_length(tokens).to_numpy().astype(np.int64))
+        ends = np.cumsum(lengths[-1])
+        starts = ends - lengths[-1]
+        counted = flags.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
+        counted[starts[lengths[-1] > 0]] = 0  # nothing stands before a first token
+        up_to = np.concatenate(([0], np.cumsum(counted)))
+        learned.append(up_to[ends] - up_to[starts])
+    return np.concatenate(lengths), np.concatenate(learned)
 
 
 def _drop_prompt(row: dict) -> dict:
@@ -318,9 +323,15 @@ def tokenize_rows(
         )
     if sum(skipped.values()) > MANY * len(rows):
         logger.warning("%s: of %d rows %d stay", reasons, len(rows), len(index))
+    return SFTDataset(
+        tokenised, mapped_columns(index).get, raw=len(rows), fingerprint=name, **counts
+    )
+
+
+def mapped_columns(index: pa.Table) -> dict[str, np.ndarray]:
+    """The columns of `_index` as numpy arrays on its own memory."""
     columns = {name: index[name].to_numpy() for name in index.column_names if name != "id"}
-    columns["id"] = np.frombuffer(index["id"].chunk(0).buffers()[1], "V16", len(index))
-    return SFTDataset(tokenised, columns.get, raw=len(rows), fingerprint=name, **counts)
+    return columns | {"id": np.frombuffer(index["id"].chunk(0).buffers()[1], "V16", len(index))}
 
 
 def _index(rows: datasets.Dataset, tokenised: datasets.Dataset) -> pa.Table:
