@@ -75,6 +75,8 @@ def test_parts_of_another_scale_are_refused(tmp_path):
     assert "given the same --rows_model" in refused("merge-scores", lone, a, *out)
     trained = part("d.parquet", 4, method="penalty")
     assert "relative to the rows" in refused("merge-scores", trained, a, *out)
+    smoothed = part("e.parquet", 5, smooth=True)
+    assert "of --smooth are relative" in refused("merge-scores", smoothed, a, *out)
     assert not (tmp_path / "all.parquet").exists()
 
 

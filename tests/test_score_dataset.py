@@ -5,6 +5,9 @@ import pyarrow as pa
 import pytest
 import torch
 from launch import ROOT, deepspeed
+from sklearn.linear_model import RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from tiny_world import make_model, make_rows, write_rows
 from transformers import AutoModelForCausalLM
 
@@ -15,6 +18,7 @@ from seal.errors import InputError
 from seal.ids import id_bytes
 from seal.models.actor import ModelSettings, load_actor
 from seal.selection.artefact import read_selection
+from seal.selection.representation import PENALTIES
 from seal.statistics import auroc
 from seal.trainer.passes import folds_of
 from seal.trainer.scorers import METHODS, relative_contrast
@@ -49,7 +53,8 @@ def planted(row: dict) -> dict:
 
 
 def words(flags: dict) -> list[str]:
-    return [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+    given = [(f"--{name}", value) for name, value in flags.items()]
+    return [str(word) for pair in given for word in (pair[:1] if pair[1] is True else pair)]
 
 
 def run(flags, **extra):
@@ -138,6 +143,22 @@ def test_a_method_over_states_finds_what_its_anchors_show(flags, tmp_path, capsy
     said = capsys.readouterr().out
     assert "layer 1: AUROC 1.000" in said and "from the halves of the anchors" in said
     assert len(list((tmp_path / "parts").glob("*.npy"))) == 3
+
+
+def test_a_smoothed_score_is_what_the_states_of_other_rows_predict(flags, tmp_path):
+    shared = {"work_dir": tmp_path / "parts"}
+    plain = run(flags, method="perplexity", selector_name="rough", **shared)
+    found = run(flags, method="perplexity", selector_name="smooth", smooth=True, **shared)
+    states = np.load(tmp_path / "parts/states_1_0.npy")[:, 0].reshape(30, -1)
+    fold = folds_of(found.id, 5)
+    for held in np.unique(fold):
+        model = make_pipeline(StandardScaler(), RidgeCV(PENALTIES))
+        model.fit(states[fold != held], plain.score[fold != held])
+        predicted = model.predict(states[fold == held])
+        np.testing.assert_allclose(found.score[fold == held], predicted, rtol=1e-3)
+    assert found.meta["forward_equivalents"] == 1.5 and found.meta["arguments"]["smooth"]
+    chance = run(flags, method="random", selector_name="smooth_chance", smooth=True)
+    assert chance.meta["model"] and chance.meta["evidence"]["reliability"] is None
 
 
 def test_the_states_of_two_ranks_under_zero_3_are_those_of_one(flags):

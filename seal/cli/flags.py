@@ -257,6 +257,7 @@ def score_parser() -> Parser:
     add("--influence_step", type=float, default=1e-4, help="step of the difference (default 1e-4)")
     add("--unsafe_dataset", help="known-bad rows, anchors of knn, probe, larf and shift")
     add("--layer", type=int, help="of the hidden states (default: the best by held-out anchors)")
+    add("--smooth", action="store_true", help="give what hidden states predict of the score")
     add("--work_dir", help="finished parts (default <selector_save_dir>/<selector_name>_parts)")
     return parser
 

@@ -25,7 +25,7 @@ from seal.trainer.scoring import Parts
 from seal.utils import entry, record
 from seal.utils.tokenizer import get_tokenizer
 
-NOT_OF_A_PASS = ("method", "selector_name", "work_dir", "unsafe_dataset", "layer")
+NOT_OF_A_PASS = ("method", "selector_name", "work_dir", "unsafe_dataset", "layer", "smooth")
 
 
 def score(args) -> Path:
@@ -40,11 +40,11 @@ def score(args) -> Path:
     pool = concatenate(user, canaries) if canaries else user
     settings = flags.settings(ModelSettings, args)
     layers = []
-    if args.method in OVER_STATES:
+    if args.smooth or args.method in OVER_STATES:
         layers = layers_to_try(count_layers(settings), args.layer)
     tuning = flags.settings(Tuning, args)
     path = Path(args.selector_save_dir) / f"{args.selector_name}.parquet"
-    if args.method in MODEL_FREE:
+    if model_free(args):
         parts = Parts(strategy)
     else:
         key = record.identity(vars(args), np.concatenate([safe.ids, pool.ids]))
@@ -62,7 +62,7 @@ def score(args) -> Path:
         unsafe=unsafe,
         layers=layers,
     )
-    scored = score_rows(passes, args.method)
+    scored = score_rows(passes, args.method, args.smooth)
     meta = describe(args, user) | {
         "seconds": {"score": scored.seconds},
         "cpu_seconds": scored.cpu_seconds,
@@ -81,6 +81,11 @@ def score(args) -> Path:
     )
     strategy.print("\n".join(told(meta)))
     return path
+
+
+def model_free(args) -> bool:
+    """Whether no model is run."""
+    return args.method in MODEL_FREE and not args.smooth
 
 
 def read_anchors(args, strategy, tokenizer, safe, user, canaries):
@@ -117,7 +122,7 @@ def describe(args, user) -> dict:
         fingerprint=user.fingerprint,
         raw=user.raw,
         skipped=user.skipped,
-        model=None if args.method in MODEL_FREE else args.pretrain,
+        model=None if model_free(args) else args.pretrain,
         tokenizer=args.pretrain,
         max_len=args.max_len,
         seed=args.seed,

@@ -85,8 +85,10 @@ def require_one_scale(parts: list[Part]) -> None:
     """Raises InputError for parts whose scores do not compare."""
     first = parts[0]
     method, arguments = first.meta["method"], first.meta["arguments"]
-    if method in OF_ITS_OWN_ROWS:
-        raise InputError(f"scores of {method} are relative to the rows they were made with")
+    smoothed = arguments.get("smooth", False)
+    if smoothed or method in OF_ITS_OWN_ROWS:
+        name = "--smooth" if smoothed else method
+        raise InputError(f"scores of {name} are relative to the rows they were made with")
     if lacking := [name for name in MODELS.get(method, ()) if not arguments.get(name)]:
         raise InputError(
             f"{first.path}: {method} tuned models of its own; scores compare between parts where "

@@ -258,19 +258,32 @@ def smooth(score: np.ndarray, features: np.ndarray, groups: np.ndarray) -> np.nd
     the rows know.
 
     Args:
-        score: float [N]; features: float [N, F].
+        score: float [N], NaN where a row has none; features: float [N, F].
         groups: int64 [N] in [0, FOLDS): rows predicted together; copies of a row belong together.
 
     Returns:
-        float64 [N].
-    """
-    from sklearn.linear_model import RidgeCV
-    from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+        float64 [N], NaN where the score is.
 
+    Raises:
+        InputError: all rows are in one group.
+    """
+    try:
+        from sklearn.linear_model import RidgeCV
+        from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+    except ImportError as error:
+        raise InputError("--smooth needs scikit-learn: pip install -e .[study]") from error
+
+    known = np.isfinite(score)
+    if len(np.unique(groups[known])) < 2:
+        raise InputError(f"--smooth cannot split {len(score)} rows by id; score more rows")
     model = make_pipeline(StandardScaler(), RidgeCV(PENALTIES))
-    return cross_val_predict(model, features, score, groups=groups, cv=LeaveOneGroupOut())
+    found, by = np.full(len(score), np.nan), LeaveOneGroupOut()
+    found[known] = cross_val_predict(
+        model, features[known], score[known], groups=groups[known], cv=by
+    )
+    return found
 
 
 def by_rank(*scores: np.ndarray) -> np.ndarray:

@@ -144,11 +144,15 @@ def _by_anchors(method: str, passes: Passes) -> Columns:
 def _subspace(passes: Passes) -> Columns:
     """A row's part in the strongest directions of all rows, at the middle of the layers."""
     passes.evidence = {"halves": "the rows"}
-    states = passes.states(passes.layers[len(passes.layers) // 2])
+    states = passes.states(_middle(passes))
     half = None
     if passes.half is not None:
         half = states.at(folds_of(passes.rows.ids, 2) == passes.half)
     return {"score": representation.subspace(states, half)}
+
+
+def _middle(passes: Passes) -> int:
+    return passes.layers[len(passes.layers) // 2]
 
 
 METHODS = {
@@ -192,8 +196,11 @@ def check_method(method: str) -> None:
         raise InputError(f"--method {method}: known are {list(METHODS)}")
 
 
-def score_rows(passes: Passes, method: str) -> Scored:
+def score_rows(passes: Passes, method: str, smooth: bool = False) -> Scored:
     """Scores the rows by one method of METHODS.
+
+    Args:
+        smooth: give what the rows' hidden states predict of the score.
 
     Raises:
         InputError: unknown method, or a pass that cannot be run.
@@ -201,9 +208,9 @@ def score_rows(passes: Passes, method: str) -> Scored:
     check_method(method)
     passes.used.clear()
     passes.evidence = {}
-    columns = METHODS[method](passes)
+    columns = _columns(passes, method, smooth)
     notes = {name: done.note for name, done in passes.used.items()}
-    worth = _halved(passes, method) if notes else None
+    worth = None if method in MODEL_FREE else _halved(passes, method, smooth)
     moved = {name: note["moved"] for name, note in notes.items() if note["moved"]}
     spent = [
         sum(note[key] for note in notes.values()) for key in ("cost", "seconds", "cpu_seconds")
@@ -211,10 +218,20 @@ def score_rows(passes: Passes, method: str) -> Scored:
     return Scored(columns, *spent, {"moved": moved, "reliability": worth} | passes.evidence)
 
 
-def _halved(passes: Passes, method: str) -> float | None:
+def _columns(passes: Passes, method: str, smooth: bool) -> Columns:
+    columns = METHODS[method](passes)
+    if smooth:
+        judged = passes.evidence.get("anchors")
+        features = passes.states(judged["layer"] if judged else _middle(passes)).features
+        groups = folds_of(passes.rows.ids, representation.FOLDS)
+        columns["score"] = representation.smooth(columns["score"], features, groups)
+    return columns
+
+
+def _halved(passes: Passes, method: str, smooth: bool) -> float | None:
     scores = []
     for passes.half in (0, 1):
-        scores.append(METHODS[method](passes)["score"])
+        scores.append(_columns(passes, method, smooth)["score"])
     passes.half = None
     return reliability_of_rows(*scores)
 
