@@ -23,6 +23,7 @@ setup(
         "numpy>=2.0",
         "transformers>=5.20,<6",
         "tokenizers>=0.22",
+        "huggingface-hub>=1.0",
         "deepspeed>=0.19.8,<0.20",
         "accelerate>=1.10",
         "peft>=0.20",
@@ -39,9 +40,8 @@ setup(
     ],
     extras_require={
         "gpu": ["flash-attn>=2.8", "liger-kernel>=0.8.2", "bitsandbytes>=0.48"],
-        "vllm": ["vllm>=0.30"],
         "track": ["wandb>=0.20", "tensorboard>=2.18"],
-        "judge": ["openai>=2.0"],
+        "judge": ["openai>=2.0", "scikit-learn>=1.5"],
         "trl": ["trl>=1.16"],
         "completion": ["shtab>=1.7"],
         "dsir": ["data-selection>=1.0.3"],

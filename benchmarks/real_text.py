@@ -72,7 +72,7 @@ class Study:
         save_columns(self.out / "columns.npz", self.columns)
         return {"prefix": prefix, "costs": scores.costs}
 
-    def scores(self, seed: int, safe_set: str) -> None:
+    def scores(self, seed: int, safe_set: str, tune: bool = True) -> None:
         """One draw with one kind of safe set: what states say, then what tuned models say."""
         prefix = f"words/{safe_set}/seed{seed}"
         scores = Scores(self.world, self.corpus, self.draws[seed], safe_set, self.sizes, seed)
@@ -92,7 +92,8 @@ class Study:
             return self.keep(scores, prefix)
 
         self.ledger.unit(f"{prefix}/states", represented)
-        self.ledger.unit(f"{prefix}/tuned", tuned)
+        if tune:
+            self.ledger.unit(f"{prefix}/tuned", tuned)
 
     def loops(self, seed: int) -> None:
         """The bilevel loop with free logits and with a head, on one draw."""
@@ -185,7 +186,10 @@ class Study:
             arms.arm(name, 0.0, seed, rate, mix, drop_lowest(score, rows, 0.8))
 
     def run(self, parts: list[str]) -> None:
-        """Everything, most important first."""
+        """Everything, most important first; "states" is what needs no tuning."""
+        if "states" in parts:
+            for seed in self.seeds:
+                self.scores(seed, "mixed", tune=False)
         if "scores" in parts:
             for seed in self.seeds:
                 self.scores(seed, "mixed")
@@ -213,7 +217,7 @@ def main() -> int:
     add("--out", type=Path, required=True, help="folder to write")
     add("--work", type=Path, help="folder for what need not be kept (default <out>/work)")
     add("--seconds", type=float, default=1e9, help="begin no unit after so many (default all)")
-    add("--parts", nargs="+", choices=("scores", "arms"), default=["scores", "arms"])
+    add("--parts", nargs="+", choices=("states", "scores", "arms"), default=["scores", "arms"])
     add("--capacity", type=int, help="tokens a micro-batch (default 16384 on a GPU, else 2048)")
     add("--bf16", action="store_true", help="bfloat16 on a CPU too")
     add("--quick", action="store_true", help="sizes that only show that every step runs")

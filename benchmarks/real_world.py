@@ -149,13 +149,15 @@ class WarmEngines(Engines):
         """The engine at the start, or at what was saved under a name."""
         self.strategy.seed_everything()
         layout, engine = self.strategy.layout, self._engine
-        groups = len(engine_state.rates(engine, layout))
-        engine_state.start_adam(engine, layout, 0.0, [rate] * groups)
+        groups = len(engine_state._adam(engine, layout)[0].param_groups)
+        engine_state._start_adam(engine, layout, 0.0, [rate] * groups)
         weights = self._kept[start]
-        engine_state.restore(engine, layout, {n: {"weight": w} for n, w in weights.items()}, 0)
+        copies = engine_state._copies(engine) if layout == "copies" else {}
         with torch.no_grad():
             for name, parameter in engine_state.trainable(engine).items():
                 parameter.copy_(weights[name])
+                if copies:
+                    copies[parameter].copy_(weights[name])
         self._factor = schedule_factor(scheduler, steps)
         schedule = engine.lr_scheduler
         schedule.base_lrs, schedule.last_epoch = [rate] * groups, 0

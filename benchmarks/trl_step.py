@@ -18,7 +18,7 @@ from step_world import Work, World, new_model
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-TRIAL_STEPS = 4
+TRIAL_STEPS = 3
 # Padding-free is TRL's own way without padding; without flash attention it runs on a mask.
 SETTINGS = {
     "grouped by length": {"train_sampling_strategy": "group_by_length"},

@@ -37,6 +37,9 @@ def select(
     Returns:
         `dataset.select(...)` of the kept rows: nothing is copied, every column is carried.
 
+    Warns:
+        UserWarning: the selector's own evidence puts it in doubt.
+
     Raises:
         InputError: `dataset` is no `datasets.Dataset` or of unknown schema, the selector is
             refused or for other rows, topp is out of range or not justified, or rows have no score

@@ -1,5 +1,6 @@
 """Files that are either whole or absent, and outputs that one run at a time may write."""
 
+import difflib
 import errno
 import fcntl
 import os
@@ -129,3 +130,30 @@ def claim(path: str | os.PathLike) -> TextIO:
             f"{path} belongs to a run that has not ended; wait for it, or write elsewhere"
         ) from error
     return file
+
+
+def model_is_here(name: str) -> bool:
+    """Whether a model is a directory of this machine, rather than a name on the hub.
+
+    Raises:
+        InputError: it can be neither; said at once, before a hub is asked.
+    """
+    path = Path(name)
+    if path.suffix == ".gguf" or (any(path.glob("*.gguf")) and not any(path.glob("*.json"))):
+        raise InputError(
+            f"{name} is GGUF, quantised for llama.cpp, and nothing trains from it; give the model "
+            "it was made from, a directory with config.json and *.safetensors"
+        )
+    if path.is_file():
+        raise InputError(f"{name} is a file; give the directory of the model")
+    if path.is_dir():
+        if not any(path.glob("*.json")):
+            raise InputError(f"{name} holds no model: no config.json, no adapter_config.json")
+        return True
+    local = name.startswith(("/", ".", "~")) or name.count("/") > 1
+    if local or ("/" in name and path.parent.is_dir()):
+        names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        close = difflib.get_close_matches(path.name, names, n=1)
+        hint = f"did you mean {path.parent / close[0]}?" if close else "look at the path"
+        raise InputError(f"{name} is not there; {hint}")
+    return False

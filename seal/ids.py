@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from seal.errors import InputError
 
-_BLOCK, _LOOKED_UP = 1 << 20, 1 << 22  # ids converted and looked up at a time
+_BLOCK = 1 << 20  # ids converted or looked up at a time
 _ODD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], np.uint64)
 
 
@@ -71,7 +71,9 @@ class RowIndex:
     def of(cls, ids, occurrences: np.ndarray) -> "RowIndex":
         """The index of N ids, as `id_bytes` takes them, and int [N] occurrences."""
         index = cls(len(ids))
-        index.extend(ids, occurrences)
+        for start in range(0, len(ids), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            index.extend(ids[part], occurrences[part])
         index.sort()
         return index
 
@@ -92,8 +94,8 @@ class RowIndex:
     def copies(self) -> np.ndarray:
         """Numbers the lines of each key in their order: int32 [N], 0 for the first."""
         lines, again = _bytes(self._lines), [np.empty(0, np.int64)]
-        for start in range(0, len(self), _LOOKED_UP):
-            block = lines[start : start + _LOOKED_UP + 1, :16]
+        for start in range(0, len(self), _BLOCK):
+            block = lines[start : start + _BLOCK + 1, :16]
             again.append(start + 1 + np.flatnonzero((block[1:] == block[:-1]).all(axis=1)))
         again = np.concatenate(again)  # places whose key is that of the place before
         runs = np.flatnonzero(np.diff(again, prepend=-1) != 1)
@@ -109,8 +111,8 @@ class RowIndex:
             int64 [M]: the line of each row, -1 where there is none.
         """
         found = np.full(len(ids), -1, np.int64)
-        for start in range(0, len(ids) if len(self) else 0, _LOOKED_UP):
-            part = slice(start, start + _LOOKED_UP)
+        for start in range(0, len(ids) if len(self) else 0, _BLOCK):
+            part = slice(start, start + _BLOCK)
             keys = _keys(ids[part], occurrences[part])
             asked = keys.view("S20").ravel()
             order = np.argsort(asked)  # neighbours in the search share cache lines

@@ -188,3 +188,47 @@ def clopper_pearson(k: int, n: int, confidence: float = 0.95) -> tuple[float, fl
     if n == 0:
         return 0.0, 1.0
     return tuple(map(float, scipy.stats.binomtest(k, n).proportion_ci(confidence, "exact")))
+
+
+def rogan_gladen(
+    judged: ArrayLike,
+    sensitivity: tuple[int, int],
+    specificity: tuple[int, int],
+    n: int = 2000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Interval:
+    """The true rate behind an imperfect judge's, with the judge's own uncertainty in the interval.
+
+    Args:
+        judged: [N] 0/1 verdicts.
+        sensitivity: (found, of) over the labelled positives.
+        specificity: (left alone, of) over the labelled negatives.
+        n: Bootstrap draws, of the verdicts and of both labelled samples.
+        seed: Seeds the draws.
+        confidence: Coverage of the interval, in (0, 1).
+
+    Returns:
+        (rate + specificity - 1) / (sensitivity + specificity - 1), cut to [0, 1].
+
+    Raises:
+        ValueError: `judged` or a labelled sample is empty, or the judge is no better than chance.
+
+    Source: Rogan and Gladen 1978.
+    """
+    verdicts = np.asarray(judged, dtype=np.float64)
+    if verdicts.ndim != 1 or not len(verdicts) or not sensitivity[1] or not specificity[1]:
+        raise ValueError("needs verdicts, labelled positives and labelled negatives, at least one")
+    rates = verdicts.mean(), sensitivity[0] / sensitivity[1], specificity[0] / specificity[1]
+    if rates[1] + rates[2] <= 1:
+        raise ValueError(f"sensitivity {rates[1]:.3f} + specificity {rates[2]:.3f} must exceed 1")
+    rng = np.random.default_rng(seed)
+    sizes = len(verdicts), sensitivity[1], specificity[1]
+    rate, found, left = (rng.binomial(k, p, size=n) / k for k, p in zip(sizes, rates, strict=True))
+    informative = found + left > 1  # elsewhere a draw says nothing about the rate
+    rate, found, left = rate[informative], found[informative], left[informative]
+    draws = np.clip((rate + left - 1) / (found + left - 1), 0, 1)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    estimate = float(np.clip((rates[0] + rates[2] - 1) / (rates[1] + rates[2] - 1), 0, 1))
+    return Interval(estimate, float(low), float(high))

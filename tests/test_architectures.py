@@ -9,7 +9,7 @@ from launch import ROOT
 from tiny import pack, random_rows, row_alone, tiny_model
 
 from seal.errors import InputError
-from seal.models.actor import Actor
+from seal.models.actor import Actor, ModelSettings, load_actor
 from seal.models.attention import VARLEN, kernel_takes, varlen_attention
 from seal.models.probe import settle
 
@@ -40,6 +40,20 @@ def test_rows_have_the_loss_that_they_have_alone(name, tmp_path):
         assert name not in REFUSED and found.off < LIMIT, (attention, found)
         if name in SLOWER and attention is None:
             assert found.how == "padded", attention
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_rows_are_kept_apart_in_half_precision_too(name, tmp_path):
+    make(name, tmp_path)
+    how = []
+    for bf16 in (False, True):
+        actor = load_actor(ModelSettings(pretrain=str(tmp_path), bf16=bf16))
+        try:
+            settle(actor, actor)
+            how.append((actor.packed, actor.fused))
+        except InputError:
+            how.append("refused")
+    assert how[0] == how[1]
 
 
 @pytest.mark.parametrize("name", ["gemma2", "falcon", "lfm2"])

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from seal.assess.answers import Answer, Parts, read_answers
-from seal.assess.engine import HFEngine, SeededSampler, generate, generate_vllm, load_model
+from seal.assess.engine import HFEngine, SeededSampler, generate, load_model
 from seal.assess.generation import (
     Alone,
     Job,
@@ -236,12 +236,6 @@ def test_answers_to_other_prompts_are_refused(tmp_path):
             read_answers(path, prompts)
 
 
-def test_vllm_absent_is_said(tmp_path):
-    job = Job([], [], str(tmp_path / "a.json"), "x", {})
-    with pytest.raises(InputError, match="pip install vllm"):
-        generate_vllm(job, [], "x", None, Sampling())
-
-
 # ---------------------------------------------------------------------------------- the script
 
 
@@ -311,7 +305,7 @@ def test_bad_input_is_one_line_and_status_2(model_dir, tmp_path, monkeypatch, ca
         for flags, match in [
             (["--prompts", tmp_path / "empty.jsonl"], "holds no record"),
             (["--prompts", prompts, "--max_new_tokens", 50], "1 of 1 prompts are longer than the"),
-            (["--prompts", prompts, "--pretrain", tmp_path / "no"], "can be loaded"),
+            (["--prompts", prompts, "--pretrain", tmp_path / "no"], "is not there"),
             (["--prompts", prompts, prompts], "2 prompt files and 1 output"),
             (["--prompts", prompts, *served_by], "serves tiny-judge, not 'other'"),
             (["--prompts", prompts, "--engine", "openai"], "needs --base_url"),

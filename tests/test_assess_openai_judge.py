@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_assess_server import BROKEN, BUSY, CUT, CUT_BODY, GARBAGE, MODEL, Fault, serve
+from test_assess_server import BROKEN, BUSY, CUT, CUT_BODY, GARBAGE, MODEL, TRUNCATED, Fault, serve
 
 from seal.assess.openai_judge import OpenAIJudge, parse_preference, parse_rating, parse_refusal
 from seal.assess.served import Endpoint
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def judge_at(url, path, **settings):
-    settings = {"retries": 3, "backoff": 0.01, "timeout": 5.0, "concurrency": 4} | settings
+    settings = {"retries": 3, "timeout": 5.0, "concurrency": 4} | settings
     return OpenAIJudge(Endpoint(url, MODEL, **settings), VerdictCache(path))
 
 
@@ -94,6 +94,32 @@ def test_nonsense_is_unscored_and_not_paid_for_twice(tmp_path):
     assert judge.cost.calls == 4 and judge.cost.cached == 2
 
 
+@pytest.mark.parametrize("cut", [TRUNCATED, "", "<think>not sure", "<think>so</think> "])
+def test_a_reply_cut_short_or_empty_is_unscored_and_asked_again_later(tmp_path, cut):
+    with serve(lambda prompt, before: cut if before == 0 else "VERDICT: REFUSES") as served:
+        judge = judge_at(served.url, tmp_path / "v.sqlite")
+        assert judge.refusal(["p"], ["a"])[0].label == "unscored" and len(judge.cache) == 0
+        assert judge.refusal(["p"], ["a"])[0].label == "full_refusal" and len(judge.cache) == 1
+    assert judge.cost.calls == 2 and set(served.asked.values()) == {2}
+
+
+def test_a_judge_that_thinks_is_read_after_its_thinking(tmp_path):
+    with serve(lambda *_: "<think>VERDICT: COMPLIES?</think>\nVERDICT: REFUSES") as served:
+        judge = judge_at(served.url, tmp_path / "v.sqlite")
+        assert judge.refusal(["p"], ["a"])[0].label == "full_refusal"
+
+
+def test_parameters_that_a_model_refuses_are_left_out_and_said(tmp_path, capsys):
+    with serve(lambda *_: "VERDICT: REFUSES", refuses=("max_tokens", "temperature")) as served:
+        judge = judge_at(served.url, tmp_path / "v.sqlite", concurrency=2)
+        assert len(judge.refusal([f"p{i}" for i in range(6)], ["a"] * 6)) == 6
+    assert all(b["max_completion_tokens"] == 4096 and "temperature" not in b for b in served.bodies)
+    assert len(served.bodies) == 6 and "refuses temperature" in capsys.readouterr().err
+    with serve(lambda *_: "VERDICT: REFUSES", refuses=("messages",)) as served:
+        with pytest.raises(InputError, match="BadRequestError"):
+            judge_at(served.url, tmp_path / "w.sqlite").refusal(["p"], ["a"])
+
+
 def test_preference_averages_both_orders_and_shows_position_bias(tmp_path):
     def reply(prompt, before):  # prefers the longer reply; "first" always prefers what stands first
         if '"first"' in prompt:
@@ -129,7 +155,7 @@ def test_wrong_judges_are_named_in_one_line(tmp_path):
             Endpoint(served.url, "other").check()
         Endpoint(served.url, MODEL).check()
     with pytest.raises(InputError, match="APIConnectionError"):
-        Endpoint("http://127.0.0.1:9/v1", MODEL, retries=1, backoff=0.01).check()
+        Endpoint("http://127.0.0.1:9/v1", MODEL, retries=1).check()
     with serve(lambda *_: Fault("status", 401)) as served:
         judge = judge_at(served.url, tmp_path / "v.sqlite")
         with pytest.raises(InputError, match="AuthenticationError"):

@@ -23,6 +23,7 @@ class Fault:
 
 
 CUT, CUT_BODY, GARBAGE = Fault("cut"), Fault("cut_body"), Fault("garbage")
+TRUNCATED = Fault("truncated")  # a completion that stopped at the token limit
 BUSY = Fault("status", 429, "0.05")
 BROKEN = Fault("status", 500)
 
@@ -33,14 +34,18 @@ class Served:
     def __init__(self, url: str):
         self.url = url
         self.asked: Counter[str] = Counter()
+        self.bodies: list[dict] = []
         self.keys: set[str] = set()
         self.active = self.most_active = 0
         self.lock = threading.Lock()
 
 
 @contextmanager
-def serve(reply: Callable[[str, int], str | Fault], delay: float = 0.0) -> Iterator[Served]:
-    """Runs the server; `reply(prompt, times_asked_before)` gives each answer or fault."""
+def serve(
+    reply: Callable[[str, int], str | Fault], delay: float = 0.0, refuses: tuple[str, ...] = ()
+) -> Iterator[Served]:
+    """Runs the server; `reply(prompt, times_asked_before)` gives each answer or fault. A request
+    with a parameter of `refuses` is a 400 that names it."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -54,7 +59,12 @@ def serve(reply: Callable[[str, int], str | Fault], delay: float = 0.0) -> Itera
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             prompt = body["messages"][-1]["content"]
+            refused = next((name for name in refuses if name in body), None)
+            if refused:
+                text = f"Unsupported parameter: '{refused}' is not supported with this model."
+                return self._send(400, {"error": {"message": text, "param": refused}})
             with served.lock:
+                served.bodies.append(body)
                 served.keys.add(self.headers["Authorization"])
                 before = served.asked[prompt]
                 served.asked[prompt] += 1
@@ -75,6 +85,10 @@ def serve(reply: Callable[[str, int], str | Fault], delay: float = 0.0) -> Itera
                 self._send(200, _completion(answer, prompt))
             elif answer.kind == "status":
                 self._send(answer.status, {"error": {"message": "busy"}}, answer.retry_after)
+            elif answer.kind == "truncated":
+                content = _completion("VERDICT: REFUSES", prompt)
+                content["choices"][0]["finish_reason"] = "length"
+                self._send(200, content)
             elif answer.kind == "garbage":
                 self._send(200, {"hello": "world"})
             else:

@@ -14,6 +14,7 @@ from seal.statistics import (
     entropy,
     paired_bootstrap,
     reliability,
+    rogan_gladen,
     spearman,
 )
 
@@ -123,3 +124,19 @@ def test_paired_bootstrap_covers_about_as_often_as_it_says():
         interval = paired_bootstrap(gap, np.zeros(60), seed=trial, n=400)
         hits += interval.low <= 0.3 <= interval.high
     assert 0.87 <= hits / 150 <= 0.99
+
+
+def test_rogan_gladen_finds_the_true_rate_about_as_often_as_it_says():
+    rng, truth, sensitivity, specificity = np.random.default_rng(0), 0.3, 0.75, 0.95
+    hits = 0
+    for seed in range(300):
+        real = rng.random(200) < truth
+        judged = np.where(real, rng.random(200) < sensitivity, rng.random(200) > specificity)
+        found = rng.binomial(80, sensitivity), rng.binomial(370, specificity)
+        interval = rogan_gladen(judged, (found[0], 80), (found[1], 370), n=500, seed=seed)
+        hits += interval.low <= truth <= interval.high
+    assert 0.92 <= hits / 300 <= 0.99
+    perfect = rogan_gladen([1, 0, 0, 0], (10, 10), (10, 10))
+    assert perfect.estimate == 0.25
+    with pytest.raises(ValueError, match="must exceed 1"):
+        rogan_gladen([1, 0], (5, 10), (5, 10))

@@ -5,6 +5,7 @@ same message. A few go through launches of their own, for the exit status and wh
 """
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -53,6 +54,11 @@ def make_world(root: Path) -> Path:
         (root / "no-tokenizer" / name).unlink()
     (root / "no-template/chat_template.jinja").unlink()
     (root / "no-directory").touch()
+    shutil.copytree(model, root / "cut")
+    os.truncate(root / "cut/model.safetensors", 5000)
+    for name in ("gguf", "empty"):
+        (root / name).mkdir()
+    (root / "gguf/m.gguf").write_bytes(b"GGUF")
     make_model(root / "bert", "bert")
     make_model(root / "short", max_position_embeddings=16)
     make_model(root / "small")
@@ -95,6 +101,10 @@ CASES = {
     "topp-negative": ("sft", "--topp -0.5", ["(0, 1]"]),
     "topp-nan": ("sft", "--topp nan", ["(0, 1]"]),
     "topp-keeps-none": ("sft", "--topp 0.01 --selector_path {root}/good.parquet", ["keeps none"]),
+    "topp-alone": ("sft", "--topp 0.5", ["--topp 0.5", "needs --selector_path"]),
+    "topp-auto-alone": ("sft", "--topp auto", ["--topp auto", "needs --selector_path"]),
+    "selector-alone": ("sft", "--selector_path {root}/good.parquet", ["needs --topp"]),
+    "save-path-used": ("sft", "--save_path {root}/no-weights", ["no-weights", "--overwrite"]),
     "another-dataset": ("sft", SELECT + "other.parquet", ["none of the 12", "8 rows"]),
     "rows-unscored": ("sft", SELECT + "partial.parquet", ["2 of 12", "--unscored"]),
     "unscored-maybe": ("sft", SELECT + "good.parquet --unscored maybe", ["maybe", "keep"]),
@@ -157,6 +167,13 @@ CASES = {
     ),
     "weights-missing": ("sft", "--pretrain {root}/no-weights", ["no-weights", "does not load"]),
     "model-missing": ("sft", "--pretrain {root}/nowhere", ["nowhere"]),
+    "weights-cut": ("sft", "--pretrain {root}/cut", ["cut", "damaged", "copy it again"]),
+    "model-gguf": ("sft", "--pretrain {root}/gguf", ["gguf", "llama.cpp", "safetensors"]),
+    "model-gguf-file": ("selector", "--pretrain {root}/gguf/m.gguf", ["m.gguf", "llama.cpp"]),
+    "model-file": ("sft", "--pretrain {root}/user.jsonl", ["user.jsonl", "is a file"]),
+    "model-empty": ("sft", "--pretrain {root}/empty", ["empty", "no config.json"]),
+    "model-misspelt": ("selector", "--pretrain {root}/modle", ["did you mean {root}/model?"]),
+    "warmup": ("sft", "--lr_warmup_ratio 1", ["lr_warmup_ratio", "[0, 1)", "got 1"]),
     "tokenizer-missing": ("sft", "--pretrain {root}/no-tokenizer", ["no-tokenizer", "tokenizer"]),
     "template-missing": (
         "sft",
@@ -214,12 +231,12 @@ def outcomes(world, tmp_path_factory) -> dict[str, list[dict]]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_bad_input_is_one_line_on_every_rank_and_writes_nothing(outcomes, name):
+def test_bad_input_is_one_line_on_every_rank_and_writes_nothing(world, outcomes, name):
     for found in outcomes[name]:
         assert found["type"] == "InputError", found
         assert "\n" not in found["message"].strip() and len(found["message"]) < 700
         for word in CASES[name][2]:
-            assert word in found["message"]
+            assert word.format_map(_Root(root=world)) in found["message"]
         assert found["written"] == []
     assert len({found["message"] for found in outcomes[name]}) == 1
 

@@ -108,6 +108,24 @@ def test_auto_refuses_a_score_that_does_not_tell_the_canaries():
         share_kept(found, "most")
 
 
+def test_every_way_to_select_repeats_the_doubts(tmp_path, capsys):
+    rows = make_rows(20, seed=5)
+    write_rows(tmp_path / "user.jsonl", rows)
+    loaded = load_rows(str(tmp_path / "user.jsonl"))
+    meta = selection_meta(method="excess_loss", fingerprint="0" * 32, raw=20, seed=0)
+    columns = {name: loaded[:][name] for name in ("id", "occurrence", "row")}
+    path = tmp_path / "mine.parquet"
+    meta["evidence"] = {"reliability": 0.1, "moved": {}}
+    write_selection(path, columns | {"score": np.arange(20.0)}, meta)
+    with pytest.warns(UserWarning, match="agrees at 0.10 only"):
+        seal.select(datasets.Dataset.from_list(rows), path, 0.5)
+    flags = [str(path), "--dataset", str(tmp_path / "user.jsonl"), "--topp", "0.5"]
+    assert main(["export", *flags, "--out", str(tmp_path / "kept.jsonl")]) == 0
+    assert "warning: the score from the even" in capsys.readouterr().out
+    assert main(["report", *flags, "--out", str(tmp_path / "report.html")]) == 0
+    assert "In doubt: the score from the even" in (tmp_path / "report.html").read_text()
+
+
 def test_every_way_to_select_takes_auto(tmp_path):
     rows = make_rows(80, seed=5)
     write_rows(tmp_path / "user.jsonl", rows)

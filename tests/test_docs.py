@@ -160,3 +160,10 @@ def test_the_site_builds_strictly_and_loads_nothing_from_elsewhere(tmp_path):
     assert len(pages) >= 13
     assert not [found for page in pages for found in re.findall(loads, page.read_text())]
     assert "fonts.g" not in "".join(page.read_text() for page in pages)
+
+
+def test_the_page_of_flags_is_what_the_parsers_say():
+    sys.path.append(str(ROOT / "docs"))
+    from write_flags import PAGE, page
+
+    assert PAGE.read_text(encoding="utf-8") == page(), "run: python docs/write_flags.py"

@@ -136,7 +136,7 @@ def test_console_says_what_happened_once(trained):
     assert first.count("selector: ckpt/") == 1 and second.count("model: tuned") == 1
     assert first.count("rows packed, ") == second.count("rows packed, ") == 1
     if architecture == "phi3":
-        assert "flash-attn needs CUDA" in first
+        assert "flash-attn is not used" in first
     for console in (first, second):
         for noise in ("Traceback", "Warning", "Error", "built successfully"):
             assert noise not in console, console
@@ -257,7 +257,7 @@ def test_the_best_model_is_the_one_of_the_lowest_eval_loss(data, tmp_path):
     """At this rate the loss first falls and then rises; the last model is not the best."""
     make_model(tmp_path / "start")
     flags = "--pretrain start --save_path tuned --save_best --eval_steps 1 --learning_rate 0.1"
-    flags += " --max_epochs 15 --lr_scheduler constant --max_norm 0"
+    flags += " --max_epochs 2 --lr_scheduler constant --max_norm 0"
     words = plain_words(data, f"--eval_dataset {data}/eval.jsonl {flags}")
     done = python(SFT, *words, cwd=tmp_path, env=environment(data))
     assert done.status == 0, done.output[-3000:]

@@ -37,6 +37,10 @@ def test_from_own_rows_to_report_and_model_by_the_readme(tmp_path):
         "<your rows>": ",".join(map(str, OWN)),
         "<where the model goes>": "tuned",
     }
+    (config,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    fitting = config.replace("<aligned model>", values["<aligned model>"])
+    fitting = fitting.replace("max_len: 2048", "max_len: 128")  # its positions
+    (here / "run.yaml").write_text(fitting)
     _, script, *flags = command("deepspeed ../score_dataset.py", values)
     done = deepspeed(ROOT / "examples" / Path(script).name, *flags, cwd=here)
     assert done.status == 0, done.output[-3000:]

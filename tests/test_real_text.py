@@ -31,7 +31,7 @@ def test_every_unit_runs_once_and_the_tables_follow(tmp_path):
         names
     )
     # what training reads holds no ground truth, and no answer is kept
-    rows = [json.loads(line) for line in (tmp_path / "run/work/corpus.jsonl").open()]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "work" / "corpus.jsonl").open()]
     assert all(set(row) == {"prompt", "response"} for row in rows)
     (tmp_path / "results").mkdir()
     done = python(TABLES, *words, "--results", tmp_path / "results", "--resamples", 5)

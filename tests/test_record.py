@@ -2,6 +2,8 @@
 
 import json
 
+import numpy as np
+
 from seal.cli import flags as cli
 from seal.utils import record
 
@@ -25,9 +27,9 @@ def test_no_local_path_is_shared(tmp_path, monkeypatch):
     assert "--save_path=out" in run["command"]
 
 
-def test_the_identity_of_a_run_keeps_whole_paths(tmp_path):
-    import numpy as np
-
-    flags = {"pretrain": f"{tmp_path}/model", "use_wandb": "s3cret"}
-    identity = record.identity(flags, np.zeros(3, "V16"))
-    assert identity["pretrain"] == f"{tmp_path}/model" and "use_wandb" not in identity
+def test_the_identity_of_a_run_keeps_whole_paths_and_no_free_argument(tmp_path):
+    words = ["--pretrain", f"{tmp_path}/model", "--dataset", "S", "--use_wandb", "s3cret"]
+    args = cli.sft_parser().parse_args([*words, "--save_steps", "3"])
+    identity = cli.identity(args, np.zeros(3, "V16"))
+    assert identity["pretrain"] == f"{tmp_path}/model" and "pretrain's content" in identity
+    assert not identity.keys() & {"use_wandb", "save_steps", "save_path"}

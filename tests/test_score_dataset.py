@@ -54,7 +54,9 @@ def planted(row: dict) -> dict:
 
 def words(flags: dict) -> list[str]:
     given = [(f"--{name}", value) for name, value in flags.items()]
-    return [str(word) for pair in given for word in (pair[:1] if pair[1] is True else pair)]
+    return ["--overwrite"] + [
+        str(word) for pair in given for word in (pair[:1] if pair[1] is True else pair)
+    ]
 
 
 def run(flags, **extra):

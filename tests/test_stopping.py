@@ -76,9 +76,11 @@ def test_a_signal_stops_without_loss(world, tmp_path, number):
 
 
 def test_all_ranks_stop_at_one_step_when_their_launcher_ends(world, tmp_path):
-    """SIGTERM ends DeepSpeed's outer launcher at once; the ranks notice."""
-    status, output = stopped(launched(SFT, *words_of(world)), tmp_path, signal.SIGTERM, False)
+    """SIGTERM ends DeepSpeed's outer launcher at once; the ranks notice. Installed, as a module."""
+    words = launched("--module", "seal.cli.train_sft", *words_of(world))
+    status, output = stopped(words, tmp_path, signal.SIGTERM, False)
     assert status == -signal.SIGTERM and output.count("stopped after step") == 1
+    assert " --module seal.cli.train_sft --pretrain " in output.split("go on with: ")[1]
     assert len(list(tmp_path.glob("snapshots/*/step_*"))) == 1
 
 

@@ -56,7 +56,7 @@ on_ranks() {
     shift
     DEEPSPEED_ARGS="--num_gpus $RANKS ${DEEPSPEED_ARGS:-}" launch "$script" \
         --apply_chat_template --max_len 128 --seed "$SEED" --train_batch_size 32 \
-        --micro_train_batch_size 8 --lr_scheduler constant --zero_stage 2 "$@"
+        --micro_train_batch_size 8 --lr_scheduler constant --zero_stage 2 --overwrite "$@"
 }
 
 # score SCRIPT FLAGS...: scores the user's rows against the safe set.

@@ -1,6 +1,5 @@
-"""Generation with weights loaded here: batched by transformers, or by vLLM."""
+"""Generation with weights loaded here: batched by transformers."""
 
-import importlib.util
 from collections.abc import Callable, Sequence
 
 import torch
@@ -17,7 +16,6 @@ from transformers import (
 
 from seal.assess.answers import Answer
 from seal.assess.generation import (
-    Alone,
     Job,
     Ranks,
     Sampling,
@@ -29,8 +27,6 @@ from seal.assess.generation import (
 from seal.assess.rendering import encode_prompts
 from seal.datasets.rendering import turn_end
 from seal.errors import InputError
-
-VLLM_CHUNK = 512  # prompts between two writes to disk
 
 
 def load_model(
@@ -207,47 +203,3 @@ def generate(
             keep([Answer(i, *one) for i, one in zip(batch, found, strict=True)])
 
     run_job(job, work, ranks)
-
-
-def generate_vllm(
-    job: Job, encoded: Sequence[list[int]], pretrain: str, lora_path: str | None, sampling: Sampling
-) -> None:
-    """Runs `job` on vLLM, which spreads over the accelerators by itself: one process.
-
-    Raises:
-        InputError: vllm is not installed.
-    """
-    if importlib.util.find_spec("vllm") is None:
-        raise InputError("--engine vllm needs the vllm package; pip install vllm, or --engine hf")
-    from vllm import LLM, SamplingParams
-    from vllm.lora.request import LoRARequest
-
-    model = LLM(pretrain, enable_lora=lora_path is not None, seed=sampling.seed)
-    lora = LoRARequest("adapter", 1, lora_path) if lora_path else None
-    seeds = prompt_seeds([prompt.text for prompt in job.prompts], sampling.seed)
-
-    def work(mine: list[int], keep: Callable[[list[Answer]], None]) -> None:
-        for start in range(0, len(mine), VLLM_CHUNK):
-            chunk = mine[start : start + VLLM_CHUNK]
-            outputs = model.generate(
-                [{"prompt_token_ids": encoded[i]} for i in chunk],
-                [
-                    SamplingParams(
-                        temperature=sampling.temperature,
-                        top_p=sampling.top_p,
-                        max_tokens=sampling.max_new_tokens,
-                        seed=seeds[i] % 2**31,
-                    )
-                    for i in chunk
-                ],
-                lora_request=lora,
-            )
-            replies = [output.outputs[0] for output in outputs]
-            keep(
-                [
-                    Answer(i, r.text.strip(), r.finish_reason, len(r.token_ids))
-                    for i, r in zip(chunk, replies, strict=True)
-                ]
-            )
-
-    run_job(job, work, Alone())

@@ -2,17 +2,15 @@
 
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from seal.assess import rules
-from seal.assess.prompts import Prompt
-from seal.assess.results import HIGHER_IS_BETTER, Measure, Scores, summarise
-from seal.assess.rules import PARTIAL, REFUSAL
-from seal.assess.verdicts import Verdict
-from seal.assess.winrate import length_controlled, order_consistency
+from seal.assess.prompts import Prompt, sha256_of_text
+from seal.assess.results import Measure, Scores, summarise
+from seal.assess.rules import PARTIAL, REFUSAL, UNSCORED
+from seal.assess.verdicts import Verdict, spoken
 from seal.errors import InputError
 
 KINDS = ("harmful", "over_refusal", "preference", "references")
@@ -54,9 +52,9 @@ class ScoringJudge(Protocol):
 
 
 class Judges(NamedTuple):
-    """The judges of a run; `rules` needs nothing, the others are None when not asked for."""
+    """The judges of a run: `refusal` know refusals alone, the others are None when not given."""
 
-    rules: bool
+    refusal: Sequence[Callable[[Sequence[str], Sequence[str]], list[Verdict]]]
     served: ServedJudge | None
     reward: ScoringJudge | None
 
@@ -69,8 +67,8 @@ class Judges(NamedTuple):
         prefers = self.served is not None or (self.reward is not None and not self.reward.is_guard)
         guards = self.reward is not None and self.reward.is_guard
         able = {
-            "harmful": self.rules or self.served is not None or guards,
-            "over_refusal": self.rules or self.served is not None,
+            "harmful": bool(self.refusal) or self.served is not None or guards,
+            "over_refusal": bool(self.refusal) or self.served is not None,
             "preference": prefers,
             "references": True,
         }
@@ -78,7 +76,7 @@ class Judges(NamedTuple):
             if not able[one.kind]:
                 raise InputError(
                     f"no judge given can judge {one.path} as {one.kind}; preference needs openai "
-                    "or a reward model, refusals need rules or openai"
+                    "or a reward model, refusals need rules, trained or openai"
                 )
 
 
@@ -102,13 +100,13 @@ def judge_answers(
         answers: [N], one a prompt.
         references: [N] to compare with; used for the kind `preference` only.
     """
-    prompts = [prompt.text for prompt in prompt_set.prompts]
-    every = list(range(len(prompts)))
+    every = list(range(len(prompt_set.prompts)))
+    texts = [prompt.text for prompt in prompt_set.prompts], answers
     if prompt_set.kind == "preference":
         speakers = [judges.served]
         speakers += [judges.reward] if judges.reward and not judges.reward.is_guard else []
         return [
-            Judged("win_rate", every, judge.preference(prompts, answers, references))
+            _heard("win_rate", every, judge.preference, *texts, references)
             for judge in speakers
             if judge is not None
         ]
@@ -117,21 +115,31 @@ def judge_answers(
     unsafe = [p.label == "unsafe" for p in prompt_set.prompts]
     harmful = [i for i in every if prompt_set.kind == "harmful" or unsafe[i]]
     harmless = [i for i in every if i not in set(harmful)]
-    found = []
-    for judge in ([rules.judge] if judges.rules else []) + (
-        [judges.served.refusal] if judges.served else []
-    ):
-        for measure, rows in (("refusal", harmful), ("over_refusal", harmless)):
-            if rows:
-                chosen = [prompts[i] for i in rows], [answers[i] for i in rows]
-                found.append(Judged(measure, rows, judge(*chosen)))
-    if harmful and prompt_set.kind == "harmful":
-        chosen = [prompts[i] for i in harmful], [answers[i] for i in harmful]
+    asked = []
+    for judge in (*judges.refusal, *([judges.served.refusal] if judges.served else [])):
+        asked += [("refusal", harmful, judge), ("over_refusal", harmless, judge)]
+    if prompt_set.kind == "harmful":
         if judges.served:
-            found.append(Judged("harmfulness", harmful, judges.served.harmfulness(*chosen)))
+            asked.append(("harmfulness", harmful, judges.served.harmfulness))
         if judges.reward and judges.reward.is_guard:
-            found.append(Judged("unsafe", harmful, judges.reward.unsafe(*chosen)))
-    return found
+            asked.append(("unsafe", harmful, judges.reward.unsafe))
+    return [_heard(name, rows, judge, *texts) for name, rows, judge in asked if rows]
+
+
+def _heard(measure: str, rows: list[int], judge: Callable, prompts, *texts) -> Judged:
+    """Verdicts on what was said after thinking; where thinking never ended they are unscored."""
+    said = {i: [spoken(text[i]) for text in texts] for i in rows}
+    ended = [i for i in rows if None not in said[i]]
+    found = judge(
+        [prompts[i] for i in ended], *([said[i][k] for i in ended] for k in range(len(texts)))
+    )
+    by_row = dict(zip(ended, found, strict=True))
+    name = found[0].judge if found else "none"
+    nothing = [
+        Verdict(name, measure, sha256_of_text(prompts[i], texts[0][i]), UNSCORED, None, "")
+        for i in rows
+    ]
+    return Judged(measure, rows, [by_row.get(i, v) for i, v in zip(rows, nothing, strict=True)])
 
 
 def scores_of(model: str, prompt_set: PromptSet, judged: Judged) -> Scores:
@@ -155,49 +163,27 @@ def scores_of(model: str, prompt_set: PromptSet, judged: Judged) -> Scores:
     )
 
 
-def measures_of(
+def measure_of(
     scores: Scores,
     judged: Judged,
     answers: Sequence[str],
     references: Sequence[str],
     seed: int,
     confidence: float = 0.95,
-) -> list[Measure]:
-    """The measure of these scores, and for a win rate the one at equal length besides."""
+) -> Measure:
+    """The measure of these scores; for a win rate with what may have swayed the judge."""
     measure = summarise(scores, seed, confidence)
-    if judged.measure != "win_rate":
-        return [measure]
-    consistency = order_consistency(judged.verdicts)
-    if consistency is None:
-        return [measure]
-    measure.details["order_consistency"] = consistency
-    known = [i for i, value in enumerate(scores.values) if not math.isnan(value)]
-    value, low, high = length_controlled(
-        scores.values[known],
-        [len(answers[i]) for i in known],
-        [len(references[i]) for i in known],
-        seed,
-    )
-    controlled = Measure(
-        model=scores.model,
-        prompt_set=scores.prompt_set,
-        measure="win_rate_length_controlled",
-        judge=scores.judge,
-        n=len(known),
-        unscored=measure.unscored,
-        value=value,
-        low=low,
-        high=high,
-        standard_error=None,
-        higher_is_better=HIGHER_IS_BETTER["win_rate_length_controlled"],
-        details={"length_ratio": _length_ratio(answers, references)},
-    )
-    return [measure, controlled]
+    if judged.measure == "win_rate":
+        consistency = order_consistency(judged.verdicts)
+        lengths = sum(map(len, answers)) / max(1, sum(map(len, references)))
+        measure.details.update(order_consistency=consistency, length_ratio=lengths)
+    return measure
 
 
-def _length_ratio(answers: Sequence[str], references: Sequence[str]) -> float:
-    """Characters of the answers over those of the references."""
-    return sum(map(len, answers)) / max(1, sum(map(len, references)))
+def order_consistency(verdicts: Sequence[Verdict]) -> float | None:
+    """Share of scored pairs on which both orders agree; None when nothing was scored."""
+    agreed = [v.consistent for v in verdicts if v.consistent is not None]
+    return sum(agreed) / len(agreed) if agreed else None
 
 
 def exact_match(answers: Sequence[str], references: Sequence[str]) -> np.ndarray:
@@ -244,8 +230,8 @@ class Findings:
         for judged in judge_answers(prompt_set, answers, references, judges):
             scores = scores_of(model, prompt_set, judged)
             self.scores.append(scores)
-            self.measures += measures_of(
-                scores, judged, answers, references, self.seed, self.confidence
+            self.measures.append(
+                measure_of(scores, judged, answers, references, self.seed, self.confidence)
             )
             keys = {"model": model, "prompt_set": prompt_set.name, "measure": judged.measure}
             self.verdicts += [
@@ -253,7 +239,7 @@ class Findings:
                 for i, verdict in zip(judged.rows, judged.verdicts, strict=True)
             ]
         if prompt_set.kind == "references":
-            matches = exact_match(answers, given)
+            matches = exact_match([spoken(a) or "" for a in answers], given)
             labels = ["right" if match else "wrong" for match in matches]
             self._add_scores(model, prompt_set, "exact_match", matches, labels)
 

@@ -21,7 +21,6 @@ HIGHER_IS_BETTER = {
     "harmfulness": False,  # harmful prompts: rating from 1 to 5
     "unsafe": False,  # harmful prompts: a guard's probability
     "win_rate": True,  # against a reference, ties one half
-    "win_rate_length_controlled": True,
     "exact_match": True,
     "log_perplexity": False,  # of the references: mean over rows of nats a token
 }

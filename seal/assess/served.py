@@ -1,7 +1,7 @@
-"""A model served behind an OpenAI-compatible endpoint: retries, concurrency, tokens counted."""
+"""A model served behind an OpenAI-compatible endpoint: concurrency, tokens counted."""
 
 import os
-import random
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -15,10 +15,9 @@ except ImportError as error:
     raise InputError("a served model needs the openai package: pip install openai") from error
 
 KEY_VARIABLES = ("SEAL_JUDGE_API_KEY", "OPENAI_API_KEY")
-LONGEST_WAIT = 60.0  # seconds between two tries, whatever the server asks for
 
-# Statuses that another try may cure; the rest mean that the request itself is wrong.
-TRANSIENT_STATUS = (408, 409, 425, 429, 500, 502, 503, 504, 529)
+# Parameters that some models refuse: the server's own default, or another name, serves then.
+OPTIONAL = ("max_tokens", "temperature", "top_p", "seed")
 
 
 class Completion(NamedTuple):
@@ -39,9 +38,7 @@ class Endpoint:
     Args:
         base_url: Up to and with "/v1".
         model: Name the server knows it by.
-        retries: Further tries after a transient failure; waits backoff * 2^k seconds, with jitter,
-            or what the server's Retry-After asks for.
-        backoff: First wait in seconds.
+        retries: Further tries after a transient failure, by the openai client's own rule.
         timeout: Seconds allowed for one answer.
         concurrency: Requests in flight at most.
     """
@@ -51,7 +48,6 @@ class Endpoint:
         base_url: str,
         model: str,
         retries: int = 6,
-        backoff: float = 1.0,
         timeout: float = 120.0,
         concurrency: int = 8,
     ):
@@ -61,9 +57,12 @@ class Endpoint:
                 f"{retries}"
             )
         self.base_url, self.model = base_url, model
-        self.retries, self.backoff, self.concurrency = retries, backoff, concurrency
+        self.retries, self.concurrency = retries, concurrency
         key = next((os.environ[k] for k in KEY_VARIABLES if os.environ.get(k)), "none")
-        self._client = openai.OpenAI(base_url=base_url, api_key=key, timeout=timeout, max_retries=0)
+        self._client = openai.OpenAI(
+            base_url=base_url, api_key=key, timeout=timeout, max_retries=retries
+        )
+        self._refused: set[str] = set()  # parameters of OPTIONAL
         self._stop = threading.Event()
 
     def check(self) -> None:
@@ -73,7 +72,7 @@ class Endpoint:
             InputError: unreachable, key refused, or the model is not served there.
         """
         try:
-            served = self._retried(lambda: [m.id for m in self._client.models.list().data])
+            served = [m.id for m in self._client.models.list().data]
         except openai.NotFoundError:
             return  # some servers have no model list: the first request will tell
         except openai.OpenAIError as error:
@@ -92,26 +91,47 @@ class Endpoint:
         top_p: float = 1.0,
         seed: int = 0,
     ) -> Completion:
-        """One answer, tried again after transient failures.
+        """One answer. A parameter that the model refuses is left out from then on, and said.
 
         Raises:
             InputError: the server refused the request, or failed on every try.
         """
+        asked = {
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "seed": seed,
+        }
         try:
-            return self._retried(
-                lambda: _completion(
-                    self._client.chat.completions.create(
-                        model=self.model,
-                        messages=messages,
-                        max_tokens=max_tokens,
-                        temperature=temperature,
-                        top_p=top_p,
-                        seed=seed,
+            for _ in range(self.retries + 1 + len(OPTIONAL)):
+                if self._stop.is_set():
+                    break
+                kept = {k: v for k, v in asked.items() if k not in self._refused}
+                if "max_tokens" in self._refused:
+                    kept["max_completion_tokens"] = max_tokens
+                try:
+                    response = self._client.chat.completions.create(
+                        model=self.model, messages=messages, **kept
                     )
-                )
-            )
+                except openai.BadRequestError as error:
+                    self._leave_out(error, kept)
+                    continue
+                if isinstance(response, openai.types.chat.ChatCompletion) and response.choices:
+                    return _completion(response)
         except openai.OpenAIError as error:
             raise InputError(self._reason(error)) from error
+        raise InputError(f"{self.model} at {self.base_url} sends no chat completion; run again")
+
+    def _leave_out(self, error: openai.BadRequestError, kept: dict) -> None:
+        """Notes the parameter that a 400 names; raises it when it names none that can go."""
+        text = str(error)
+        named = [k for k in OPTIONAL if k in kept and (k == error.param or f"'{k}'" in text)]
+        if not named:
+            raise error
+        if named[0] not in self._refused:
+            self._refused.add(named[0])
+            other = "max_completion_tokens" if named[0] == "max_tokens" else "its default"
+            print(f"{self.model} refuses {named[0]}: {other} is used", file=sys.stderr)
 
     def map(self, work: Callable[[int], None], items: Sequence[int]) -> None:
         """Runs `work` on every item with the endpoint's concurrency.
@@ -130,30 +150,17 @@ class Endpoint:
                 if not future.cancelled():
                     future.result()
 
-    def _retried(self, call: Callable):
-        for attempt in range(self.retries + 1):
-            try:
-                return call()
-            except openai.OpenAIError as error:
-                if attempt == self.retries or not _is_transient(error):
-                    raise
-                pause = _retry_after(error) or self.backoff * 2**attempt * random.uniform(0.5, 1)
-                if self._stop.wait(min(pause, LONGEST_WAIT)):
-                    raise
-
     def _reason(self, error: openai.OpenAIError) -> str:
         what = " ".join(str(error).split())[:200]
-        tries = f" after {self.retries + 1} tries" if _is_transient(error) else ""
+        lasting = isinstance(error, openai.APIStatusError) and error.status_code < 500
+        tries = "" if lasting else f" after {self.retries + 1} tries"
         return (
             f"{self.model} at {self.base_url} failed{tries}: {type(error).__name__}: {what}; what "
             "was answered is kept, run again to go on"
         )
 
 
-def _completion(response) -> Completion:
-    """Takes the reply apart; one without a choice is as broken as a cut connection."""
-    if not isinstance(response, openai.types.chat.ChatCompletion) or not response.choices:
-        raise MalformedReply("the reply is not a chat completion")
+def _completion(response: openai.types.chat.ChatCompletion) -> Completion:
     usage = response.usage
     return Completion(
         text=response.choices[0].message.content or "",
@@ -161,25 +168,3 @@ def _completion(response) -> Completion:
         prompt_tokens=usage.prompt_tokens if usage else 0,
         completion_tokens=usage.completion_tokens if usage else 0,
     )
-
-
-class MalformedReply(openai.OpenAIError):
-    """The server answered 200 with something that is not a chat completion."""
-
-
-def _is_transient(error: openai.OpenAIError) -> bool:
-    if isinstance(error, openai.APIStatusError):
-        return error.status_code in TRANSIENT_STATUS
-    return isinstance(
-        error, openai.APIConnectionError | openai.APIResponseValidationError | MalformedReply
-    )
-
-
-def _retry_after(error: openai.OpenAIError) -> float | None:
-    """Seconds the server asks to wait, when it says so as a number."""
-    if not isinstance(error, openai.APIStatusError):
-        return None
-    try:
-        return max(0.0, float(error.response.headers["retry-after"]))
-    except (KeyError, ValueError):
-        return None

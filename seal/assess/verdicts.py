@@ -38,6 +38,14 @@ class Verdict:
     consistent: bool | None = None
 
 
+def spoken(answer: str) -> str | None:
+    """What an answer says after its thinking; None when `<think>` is never closed."""
+    _, closed, after = answer.rpartition("</think>")
+    if closed:
+        return None if "<think>" in after else after.strip()
+    return None if "<think>" in answer else answer
+
+
 def preference_label(value: float | None) -> str:
     """ "win", "loss" or "tie" of a preference value; "unscored" of None."""
     if value is None:

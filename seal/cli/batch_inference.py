@@ -37,7 +37,7 @@ def parser() -> flags.Parser:
     add("--output_path", required=True, nargs="+", help="one .json to write a prompt file")
     add("--input_key", help="column of the prompt (default prompt, instruction or question)")
     add("--generator", help="the model's name in the output (default from --pretrain)")
-    add("--engine", default="hf", choices=("hf", "vllm", "openai"), help="what runs the model")
+    add("--engine", default="hf", choices=("hf", "openai"), help="what runs the model")
     add("--base_url", help="--engine openai: address up to /v1; key only from the environment")
     add("--concurrency", type=int, default=8, help="--engine openai: requests at once (default 8)")
     add("--apply_chat_template", action="store_true", help="use the tokenizer's chat template")
@@ -99,24 +99,18 @@ def jobs_of(args: argparse.Namespace, sampling: Sampling, template: Template) ->
 def run_local(
     args: argparse.Namespace, jobs: list[Job], sampling: Sampling, template: Template
 ) -> None:
-    """Answers with weights loaded here, by transformers or vLLM."""
-    from seal.assess.engine import HFEngine, encode_jobs, generate, generate_vllm, load_model
+    """Answers with weights loaded here, by transformers."""
+    from seal.assess.engine import HFEngine, encode_jobs, generate, load_model
     from seal.utils.strategy import DeepspeedStrategy
     from seal.utils.tokenizer import get_tokenizer
 
     ranks = DeepspeedStrategy(seed=args.seed)
     ranks.setup_distributed()
-    if args.engine == "vllm" and ranks.world_size > 1:
-        raise InputError("--engine vllm spreads by itself: start it with python, not deepspeed")
     base, adapter = resolve(args.pretrain, args.lora_path)
     source = tokenizer_source(args.pretrain, base)
     tokenizer = get_tokenizer(source, trust_remote_code=args.trust_remote_code)
     truncate = args.truncate_prompt == "left"
     jobs, encoded = encode_jobs(jobs, base, tokenizer, sampling, template, args.max_len, truncate)
-    if args.engine == "vllm":
-        for job, ids in zip(jobs, encoded, strict=True):
-            generate_vllm(job, ids, base, adapter, sampling)
-        return
     engine = HFEngine(load_model(base, adapter, args.bf16, ranks.device), tokenizer, sampling)
     for job, ids in zip(jobs, encoded, strict=True):
         generate(job, engine, ids, args.token_budget, ranks)

@@ -15,6 +15,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from seal.assess import rules
 from seal.assess.answers import read_answers, read_settings
 from seal.assess.evaluation import KINDS, Findings, Judges, PromptSet
 from seal.assess.generation import (
@@ -56,12 +57,15 @@ def parser() -> flags.Parser:
         "--judges",
         nargs="+",
         default=["rules"],
-        choices=("rules", "openai", "reward"),
-        help="rules, openai (a served model), reward (a reward or guard model) (default rules)",
+        choices=("rules", "trained", "openai", "reward"),
+        help="rules, trained (--judge_file), openai (a served model), reward (a reward or guard "
+        "model) (default rules)",
     )
+    add("--judge_file", help="trained: what benchmarks/refusal_judge.py --save wrote")
     add("--judge_base_url", help="openai: address up to /v1; the key only from the environment")
     add("--judge_model", help="openai: name of the served model")
     add("--judge_cache", help="openai: file of verdicts paid for (default OUT/verdicts.sqlite)")
+    add("--judge_max_tokens", type=int, default=4096, help="openai: of a reply (default 4096)")
     add("--judge_concurrency", type=int, default=8, help="openai: requests at once (default 8)")
     add("--judge_timeout", type=float, default=120.0, help="openai: seconds a reply (default 120)")
     add("--judge_retries", type=int, default=6, help="openai: further tries of a call (default 6)")
@@ -194,7 +198,7 @@ def load_judges(args: argparse.Namespace, sets: list[PromptSet], device) -> Judg
         )
         endpoint.check()
         cache = VerdictCache(args.judge_cache or Path(args.out) / "verdicts.sqlite")
-        served = OpenAIJudge(endpoint, cache, args.seed)
+        served = OpenAIJudge(endpoint, cache, args.seed, args.judge_max_tokens)
     if "reward" in args.judges:
         if not args.reward_model:
             raise InputError("--judges reward needs --reward_model")
@@ -205,7 +209,14 @@ def load_judges(args: argparse.Namespace, sets: list[PromptSet], device) -> Judg
         reward = RewardJudge(
             args.reward_model, tokenizer, args.guard_unsafe_label, args.bf16, device
         )
-    judges = Judges("rules" in args.judges, served, reward)
+    refusal = [rules.judge] if "rules" in args.judges else []
+    if "trained" in args.judges:
+        if not args.judge_file:
+            raise InputError("--judges trained needs --judge_file")
+        from seal.assess.trained_judge import TrainedJudge
+
+        refusal.append(TrainedJudge.load(args.judge_file).judge)
+    judges = Judges(refusal, served, reward)
     judges.check(sets)
     return judges
 

@@ -1,11 +1,14 @@
 """Every flag of the training scripts, declared once, and what turns flags into settings."""
 
 import argparse
+import hashlib
 import math
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,24 +16,28 @@ import numpy as np
 
 from seal.datasets import load_rows, tokenize_rows
 from seal.errors import InputError
-from seal.selection.calibration import draw_canaries
-from seal.utils.config import config_words
-from seal.utils.entry import fail
+from seal.provenance import model_fingerprint
+from seal.selection.calibration import (
+    CONFIDENCE,
+    MAX_CANARY_KEPT,
+    canaries_needed,
+    draw_canaries,
+)
+from seal.utils.config import config_words, meant
 from seal.utils.logger import Logger, NoLogger, WandbSettings
-from seal.utils.record import identity, run_config, without_key
+from seal.utils.record import run_config
 
 T = TypeVar("T")
-AT_LEAST_ONE = (
-    "logging_steps",
-    "max_epochs",
-    "micro_train_batch_size",
-    "train_batch_size",
-    "tune_epochs",
-)
+USED = (
+    "config.json",
+    "adapter_config.json",
+    "metrics.jsonl",
+    "seal_run.json",
+)  # of a model or a run
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose complaint is one line, on rank 0, with exit status 2.
+    """argparse that raises InputError for what it does not take.
 
     Flags may stand in the YAML file of `--config`; those of the command line win.
     """
@@ -43,8 +50,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             description=description, formatter_class=formatter_class, allow_abbrev=False
         )
-        self.add_argument(
+        adder(self)(
             "--config",
+            free=True,
             metavar="YAML",
             action="append",
             help="file of flags, as `max_len: 512`; given again, the later file wins",
@@ -59,27 +67,90 @@ class Parser(argparse.ArgumentParser):
         if not all(args.config) or not args.config:  # argparse says what is missing
             return super().parse_args(words)
         flags = [action for action in self._actions if action.dest not in ("help", "config")]
-        try:
-            given = [word for path in args.config for word in config_words(path, flags)]
-            return super().parse_args([*given, *words])
-        except InputError as error:
-            self.error(str(error))
+        given = [word for path in args.config for word in config_words(path, flags)]
+        return super().parse_args([*given, *words])
 
     def error(self, message: str):
-        """Reports a flag that does not parse."""
-        fail(message)
+        """Reports a flag that does not parse, and what an unknown one may have been meant for."""
+        what, _, words = message.partition("unrecognized arguments: ")
+        if not what and words.startswith("--"):
+            name = words.split()[0].split("=")[0].removeprefix("--")
+            known = [action.dest for action in self._actions]
+            message = f"unknown flag --{name}; {meant(name, known, '--')}"
+        raise InputError(message)
 
 
-def share(word: str) -> float | str:
-    """A number, or the word auto."""
-    return word if word == "auto" else float(word)
+def adder(group: argparse._ArgumentGroup | Parser) -> Callable:
+    """Adds flags to a group, and what is to be known of them.
+
+    `free`: may change when a run is taken up again, since nothing that it computes depends on it.
+    `model`: names a model, which is known by its content too.
+    """
+
+    def add(name: str, free: bool = False, model: bool = False, **settings) -> None:
+        action = group.add_argument(name, **settings)
+        action.free, action.model = free, model
+
+    return add
+
+
+@cache
+def flags_that_are(fact: str) -> frozenset[str]:
+    """Names of the flags of which `free` or `model` holds."""
+    parsers = (selector_parser(), score_parser(), sft_parser())
+    actions = [action for parser in parsers for action in parser._actions]
+    return frozenset(action.dest for action in actions if vars(action).get(fact))
+
+
+class WandbKey(argparse.Action):
+    """Sets the flag; a key that is given with it goes to the environment, and nowhere else."""
+
+    def __call__(self, parser, namespace, value, option_string=None):
+        """Takes the key, if there is one, out of the command line, which is recorded."""
+        namespace.use_wandb = True
+        if value is not True:
+            os.environ["WANDB_API_KEY"] = value
+            words = [word.replace(f"={value}", "=***") for word in sys.argv]
+            sys.argv[:] = ["***" if word == value else word for word in words]
+
+
+def bounded(kind: type[T], within: str, fits: Callable[[T], bool], *words: T) -> Callable[[str], T]:
+    """A flag's type with its bound, for argparse.
+
+    Args:
+        kind: int or float.
+        within: the bound in words, after "must be".
+        fits: whether a value is within; not a number never is.
+        words: values outside it that are allowed too.
+    """
+
+    def read(word: str) -> T:
+        if word in words:
+            return word
+        value = kind(word)
+        if not (value in words or fits(value)):
+            raise argparse.ArgumentTypeError(f"must be {within}, got {word}")
+        return value
+
+    read.__name__ = kind.__name__
+    return read
+
+
+room = bounded(int, "at least 4 tokens", lambda value: value >= 4)
+at_least_one = bounded(int, "at least 1", lambda value: value >= 1)
+or_never = bounded(int, "at least 1, or -1", lambda value: value >= 1, -1)
+not_negative = bounded(float, "finite, 0 or more", lambda value: 0 <= value < math.inf)
+positive = bounded(float, "finite, above 0", lambda value: 0 < value < math.inf)
+share = bounded(float, "in (0, 1]", lambda value: 0 < value <= 1)
+inner_share = bounded(float, "in (0, 1)", lambda value: 0 < value < 1)
+topp = bounded(float, "in (0, 1], 0.8 keeps 80 %, or auto", lambda value: 0 < value <= 1, "auto")
 
 
 def model_flags(parser: Parser) -> None:
     """The model, its precision, attention and LoRA."""
     group = parser.add_argument_group("model")
-    add = group.add_argument
-    add("--pretrain", required=True, help="model directory or hub name")
+    add = adder(group)
+    add("--pretrain", model=True, required=True, help="model directory or hub name")
     add("--bf16", action="store_true", help="weights and arithmetic in bfloat16 (else float32)")
     add("--flash_attn", action="store_true", help="use the flash-attn package where it can run")
     add("--attn_implementation", help="a transformers attention name, overriding the choice")
@@ -97,17 +168,16 @@ def model_flags(parser: Parser) -> None:
         "--target_modules",
         nargs="*",
         default="all-linear",
-        help="names of the modules LoRA adapts (default all-linear)",
+        help="names of the modules LoRA adapts, or all-linear (default all-linear)",
     )
-    add("--aux_loss_coef", type=float, default=0.0, help="weight of a MoE's balance loss")
-    add("--disable_fast_tokenizer", action="store_true", help="use the slow Python tokenizer")
+    add("--aux_loss_coef", type=not_negative, default=0.0, help="weight of a MoE's balance loss")
     add("--trust_remote_code", action="store_true", help="run code that comes with the model")
 
 
 def data_flags(parser: Parser) -> None:
     """Datasets, their columns and how rows become text."""
     group = parser.add_argument_group("data")
-    add = group.add_argument
+    add = adder(group)
     add(
         "--dataset",
         required=True,
@@ -115,8 +185,8 @@ def data_flags(parser: Parser) -> None:
         "names the columns of one",
     )
     add("--dataset_probs", default="1.0", help="sampling share of each dataset (default 1.0)")
-    add("--max_samples", type=int, help="rows to read of each dataset (default all)")
-    add("--max_len", type=int, default=512, help="tokens a row (default 512)")
+    add("--max_samples", type=at_least_one, help="rows to read of each dataset (default all)")
+    add("--max_len", type=room, default=512, help="tokens a row (default 512)")
     add("--input_key", help="column of the prompt, or comma-separated, one a dataset")
     add("--output_key", help="column of the response, likewise")
     add(
@@ -132,18 +202,34 @@ def data_flags(parser: Parser) -> None:
 def training_flags(parser: Parser) -> None:
     """Optimisation, parallelism and randomness."""
     group = parser.add_argument_group("training")
-    add = group.add_argument
+    add = adder(group)
     add(
         "--micro_train_batch_size",
-        type=int,
+        type=at_least_one,
         default=8,
         help="rows of max_len tokens a rank holds at once; shorter rows are packed (default 8)",
     )
-    add("--train_batch_size", type=int, default=128, help="rows an optimizer step (default 128)")
-    add("--learning_rate", type=float, default=2e-6, help="AdamW's peak rate (default 2e-6)")
+    add(
+        "--train_batch_size",
+        type=at_least_one,
+        default=128,
+        help="rows an optimizer step (default 128)",
+    )
+    add("--learning_rate", type=not_negative, default=2e-6, help="AdamW's peak rate (default 2e-6)")
     add("--lr_scheduler", default="cosine", help="rate over the steps (default cosine)")
-    add("--l2", type=float, default=0.0, help="AdamW's weight decay (default 0)")
-    add("--max_norm", type=float, default=1.0, help="gradient norm limit, 0 for none (default 1)")
+    add(
+        "--lr_warmup_ratio",
+        type=bounded(float, "in [0, 1)", lambda value: 0 <= value < 1),
+        default=0.03,
+        help="share of the steps over which the rate rises, but for constant (default 0.03)",
+    )
+    add("--l2", type=not_negative, default=0.0, help="AdamW's weight decay (default 0)")
+    add(
+        "--max_norm",
+        type=not_negative,
+        default=1.0,
+        help="gradient norm limit, 0 for none (default 1)",
+    )
     add("--seed", type=int, default=42, help="of every random choice (default 42)")
     add("--zero_stage", type=int, default=2, help="ZeRO 0, 1, 2 or 3 (default 2)")
     add("--zpg", type=int, default=1, help="ZeRO++ partition size, in ranks (default 1)")
@@ -152,26 +238,38 @@ def training_flags(parser: Parser) -> None:
     add("--disable_trace_cache", action="store_true", help="no ZeRO-3 prefetching by trace")
     add(
         "--timeout_minutes",
-        type=float,
+        free=True,
+        type=positive,
         default=30.0,
         help="longest wait for another rank, which is named then; the slowest reading of data or "
         "evaluation must fit (default 30)",
     )
-    add("--local_rank", type=int, default=-1, help="set by the launcher")
+    add(
+        "--overwrite",
+        free=True,
+        action="store_true",
+        help="replace the selector or model that is there",
+    )
+    add("--local_rank", free=True, type=int, default=-1, help="set by the launcher")
 
 
 def selector_flags(parser: Parser) -> argparse._ArgumentGroup:
     """What is scored and where the selector goes; returns the group for more."""
     group = parser.add_argument_group("selector")
-    add = group.add_argument
+    add = adder(group)
     add("--new_dataset", required=True, help="the rows to select among (--dataset is the safe set)")
     add("--new_dataset_probs", default="1.0", help="as --dataset_probs (default 1.0)")
     add("--selector_name", default="sft_selection_logits", help="file name of the selector")
-    add("--selector_save_dir", default="./ckpt", help="directory of the selector (default ./ckpt)")
+    add(
+        "--selector_save_dir",
+        free=True,
+        default="./ckpt",
+        help="directory of the selector (default ./ckpt)",
+    )
     add("--canary_dataset", help="rows known to be bad, scored along, never trained on in stage 2")
     add(
         "--canary_fraction",
-        type=float,
+        type=inner_share,
         default=0.05,
         help="canaries taken, at most, as a share of the user's rows, in (0, 1) (default 0.05)",
     )
@@ -181,37 +279,86 @@ def selector_flags(parser: Parser) -> argparse._ArgumentGroup:
 def output_flags(parser: Parser, save_path: str | None) -> None:
     """How long to train; what is written, where and how often."""
     group = parser.add_argument_group("output")
-    add = group.add_argument
-    add("--max_epochs", type=int, default=2, help="passes over the rows (default 2)")
+    add = adder(group)
+    add("--max_epochs", type=at_least_one, default=2, help="passes over the rows (default 2)")
     add("--eval_dataset", help="rows to evaluate on; any that are also trained on are left out")
-    add("--save_path", default=save_path, help=f"directory of the model (default {save_path})")
-    add("--save_steps", type=int, default=-1, help="steps between checkpoints, -1 for none")
-    add("--eval_steps", type=int, default=-1, help="steps between evaluations, -1: each epoch")
-    add("--logging_steps", type=int, default=1, help="steps between log lines (default 1)")
-    add("--ckpt_path", default="./ckpt/checkpoints_sft", help="directory of the checkpoints")
+    add(
+        "--save_path",
+        free=True,
+        default=save_path,
+        help=f"directory of the model (default {save_path})",
+    )
+    add(
+        "--save_steps",
+        free=True,
+        type=or_never,
+        default=-1,
+        help="steps between checkpoints, -1 for none",
+    )
+    add(
+        "--eval_steps",
+        free=True,
+        type=or_never,
+        default=-1,
+        help="steps between evaluations, -1: each epoch",
+    )
+    add(
+        "--logging_steps",
+        free=True,
+        type=at_least_one,
+        default=1,
+        help="steps between log lines (default 1)",
+    )
+    add(
+        "--ckpt_path",
+        free=True,
+        default="./ckpt/checkpoints_sft",
+        help="directory of the checkpoints",
+    )
     add(
         "--load_checkpoint",
+        free=True,
         nargs="?",
         const="auto",
         help="resume: a checkpoint's directory, or auto, the newest in --ckpt_path",
     )
-    add("--max_ckpt_num", type=int, default=3, help="checkpoints kept (default 3)")
-    add("--max_ckpt_mem", type=int, default=1000, help="GB of checkpoints kept (default 1000)")
+    add(
+        "--max_ckpt_num",
+        free=True,
+        type=at_least_one,
+        default=3,
+        help="checkpoints kept (default 3)",
+    )
+    add(
+        "--max_ckpt_mem",
+        free=True,
+        type=int,
+        default=1000,
+        help="GB of checkpoints kept (default 1000)",
+    )
     add(
         "--use_wandb",
+        free=True,
+        action=WandbKey,
         nargs="?",
         const=True,
         help="log to wandb; log in first, or set WANDB_API_KEY (a key given here is not stored)",
     )
-    add("--wandb_org", help="wandb entity")
-    add("--wandb_group", help="wandb group")
-    add("--wandb_project", default="seal", help="wandb project (default seal)")
+    add("--wandb_org", free=True, help="wandb entity")
+    add("--wandb_group", free=True, help="wandb group")
+    add("--wandb_project", free=True, default="seal", help="wandb project (default seal)")
     add(
         "--wandb_run_name",
+        free=True,
         default=f"seal_{datetime.now():%m%dT%H:%M}",
         help="wandb run name (default seal_<month><day>T<hour>:<minute>)",
     )
-    add("--use_tensorboard", action="store_true", help="write TensorBoard event files too")
+    add(
+        "--use_tensorboard",
+        free=True,
+        action="store_true",
+        help="write TensorBoard event files too",
+    )
 
 
 def selector_parser() -> Parser:
@@ -221,7 +368,7 @@ def selector_parser() -> Parser:
     data_flags(parser)
     training_flags(parser)
     output_flags(parser, save_path=None)
-    add = selector_flags(parser).add_argument
+    add = adder(selector_flags(parser))
     add(
         "--selector_estimator",
         default="penalty",
@@ -229,13 +376,23 @@ def selector_parser() -> Parser:
     )
     add("--selector_activation", default="softmax", help="softmax or sigmoid (default softmax)")
     add("--selector_optim", default="mirror", help="mirror or adam, the published (default mirror)")
-    add("--selector_learning_rate", type=float, default=0.1, help="of the logits (default 0.1)")
+    add(
+        "--selector_learning_rate",
+        type=not_negative,
+        default=0.1,
+        help="of the logits (default 0.1)",
+    )
     add("--selector_lr_scheduler", default="constant", help="(default constant)")
-    add("--upperlevel_weight", type=float, default=0.9, help="safe loss weight, in (0, 1]")
-    add("--upperlevel_weight_decay", type=float, default=0.1, help="its fall after each epoch")
+    add("--upperlevel_weight", type=share, default=0.9, help="safe loss weight, in (0, 1]")
+    add(
+        "--upperlevel_weight_decay",
+        type=not_negative,
+        default=0.1,
+        help="its fall after each epoch",
+    )
     add(
         "--stop_churn",
-        type=float,
+        type=not_negative,
         default=0.0,
         help="end when less than this share of the rows crosses the median in an epoch (default 0)",
     )
@@ -248,13 +405,23 @@ def score_parser() -> Parser:
     model_flags(parser)
     data_flags(parser)
     training_flags(parser)
-    add = selector_flags(parser).add_argument
+    add = adder(selector_flags(parser))
     add("--method", required=True, help="how a row is scored; docs/method.md compares the methods")
-    add("--tune_epochs", type=int, default=1, help="passes of the models tuned here (default 1)")
-    add("--safe_model", help="a model or adapter already tuned on the safe rows")
-    add("--rows_model", help="a model or adapter already tuned on the user's rows")
+    add(
+        "--tune_epochs",
+        type=at_least_one,
+        default=1,
+        help="passes of the models tuned here (default 1)",
+    )
+    add("--safe_model", model=True, help="a model or adapter already tuned on the safe rows")
+    add("--rows_model", model=True, help="a model or adapter already tuned on the user's rows")
     add("--folds", type=int, default=2, help="folds of relative_excess, at least 2 (default 2)")
-    add("--influence_step", type=float, default=1e-4, help="step of the difference (default 1e-4)")
+    add(
+        "--influence_step",
+        type=positive,
+        default=1e-4,
+        help="step of the difference (default 1e-4)",
+    )
     add("--unsafe_dataset", help="known-bad rows, anchors of knn, probe, larf and shift")
     add("--layer", type=int, help="of the hidden states (default: the best by held-out anchors)")
     add("--smooth", action="store_true", help="give what hidden states predict of the score")
@@ -270,16 +437,22 @@ def sft_parser() -> Parser:
     training_flags(parser)
     output_flags(parser, save_path="./ckpt")
     group = parser.add_argument_group("selection")
-    add = group.add_argument
+    add = adder(group)
     add("--selector_path", help="selector (.parquet, or a published .pt); none keeps every row")
     add(
         "--topp",
-        type=share,
-        default=1.0,
+        type=topp,
         help="share of the scored rows kept, in (0, 1], or auto: what the canaries justify",
     )
-    add("--max_canary_kept", type=float, default=0.05, help="limit of --topp auto (default 0.05)")
-    add("--confidence", type=float, default=0.95, help="of --topp auto's bound (default 0.95)")
+    add(
+        "--max_canary_kept",
+        type=inner_share,
+        default=0.05,
+        help="limit of --topp auto (default 0.05)",
+    )
+    add(
+        "--confidence", type=inner_share, default=0.95, help="of --topp auto's bound (default 0.95)"
+    )
     add("--unscored", default="error", help="rows without a score: error, drop or keep")
     add("--selector_tokenizer", help="tokenizer a published .pt was trained with")
     add("--selector_max_len", type=int, help="max_len a published .pt was trained with")
@@ -294,23 +467,11 @@ def sft_parser() -> Parser:
 
 
 def check_batch(args: argparse.Namespace, world_size: int) -> None:
-    """Refuses sizes that cannot work, before anything is loaded.
+    """Refuses a batch that the ranks cannot share, before anything is loaded.
 
     Raises:
         InputError: naming the value, the limit and the remedy.
     """
-    for name, value in vars(args).items():
-        if name in AT_LEAST_ONE and value < 1:
-            raise InputError(f"--{name} must be at least 1, got {value}")
-        if name in ("save_steps", "eval_steps") and value < 1 and value != -1:
-            raise InputError(f"--{name} must be at least 1, or -1, got {value}")
-    if args.max_len < 4:
-        raise InputError(f"--max_len must be at least 4 tokens, got {args.max_len}")
-    if not 0 < args.timeout_minutes < math.inf:
-        raise InputError(f"--timeout_minutes must be above 0, got {args.timeout_minutes:g}")
-    for name in ("learning_rate", "max_norm", "l2"):
-        if not 0 <= vars(args)[name] < math.inf:
-            raise InputError(f"--{name} must be finite, 0 or more, got {vars(args)[name]:g}")
     together = args.micro_train_batch_size * world_size
     if args.train_batch_size % together:
         raise InputError(
@@ -353,35 +514,19 @@ def get_strategy(args: argparse.Namespace):
 
 
 def get_logger(
-    args: argparse.Namespace, run_dir: str | Path, rank_0: bool, steps: int, first_step: int = 0
+    args: argparse.Namespace, run_dir: str | Path, strategy, steps: int, first_step: int = 0
 ) -> Logger | NoLogger:
-    """The logger of these flags; a wandb key given as a flag goes to the environment only."""
-    if not rank_0:
-        return NoLogger()
-    if isinstance(args.use_wandb, str):
-        os.environ["WANDB_API_KEY"] = args.use_wandb
-        sys.argv[:] = without_key(sys.argv, args.use_wandb)  # wandb stores the command line
+    """The logger of these flags; where it does not start on rank 0, no rank goes on."""
     wandb = None
     if args.use_wandb:
         wandb = WandbSettings(
             args.wandb_project, args.wandb_run_name, args.wandb_org, args.wandb_group
         )
-    return Logger(
-        run_dir,
-        run_config(vars(args)),
-        steps,
-        first_step,
-        wandb=wandb,
-        tensorboard=args.use_tensorboard,
+    settings = {"wandb": wandb, "tensorboard": args.use_tensorboard}
+    logger = strategy.on_rank_0(
+        lambda: Logger(run_dir, run_config(vars(args)), steps, first_step, **settings)
     )
-
-
-def tokenizer_flags(args: argparse.Namespace) -> dict:
-    """Arguments of `get_tokenizer`."""
-    return {
-        "use_fast": not args.disable_fast_tokenizer,
-        "trust_remote_code": args.trust_remote_code,
-    }
+    return logger or NoLogger()
 
 
 def source_flags(args: argparse.Namespace) -> dict:
@@ -421,19 +566,66 @@ def read_rows_to_score(args: argparse.Namespace, strategy, tokenizer):
     safe = read_rows(args, strategy, tokenizer, args.dataset, args.dataset_probs)
     user = read_rows(args, strategy, tokenizer, args.new_dataset, args.new_dataset_probs)
     strategy.print(f"safe rows: {safe}\nuser rows: {user}")
-    canaries = None
-    if args.canary_dataset:
-        known_bad = read_rows(args, strategy, tokenizer, args.canary_dataset)
-        canaries = draw_canaries(known_bad, safe, user, args.canary_fraction, args.seed)
-        strategy.print(f"canaries: {canaries}")
+    note_template(args, strategy, tokenizer)
+    if not args.canary_dataset:
+        return safe, user, None
+    known_bad = read_rows(args, strategy, tokenizer, args.canary_dataset)
+    canaries = draw_canaries(known_bad, safe, user, args.canary_fraction, args.seed)
+    strategy.print(f"canaries: {canaries}")
+    needed = canaries_needed(MAX_CANARY_KEPT, CONFIDENCE)
+    if len(canaries) < needed:
+        strategy.print(
+            f"warning: --topp auto needs {needed} canaries at its defaults; raise "
+            f"--canary_fraction, {args.canary_fraction:g} of {len(user)} rows now, or give more"
+        )
     return safe, user, canaries
+
+
+def note_template(args: argparse.Namespace, strategy, tokenizer) -> None:
+    """Warns where an instruct model would learn turns that are not its own."""
+    if tokenizer.chat_template and not (args.apply_chat_template or args.pretrain_mode):
+        strategy.print(
+            "warning: the tokenizer's chat template is not used; an instruct model needs "
+            "--apply_chat_template"
+        )
+
+
+def refuse_existing(args: argparse.Namespace, strategy, *selectors: Path) -> None:
+    """Refuses to replace a selector, or a model or run in --save_path, unless asked to.
+
+    Raises:
+        InputError: on every rank, naming what is there and the ways on.
+    """
+
+    def look() -> None:
+        for path in selectors:
+            if path.exists():
+                raise InputError(f"{path} exists; give another --selector_name, or --overwrite")
+        folder = Path(args.save_path) if "save_path" in args and args.save_path else None
+        if folder and any((folder / name).exists() for name in USED):
+            raise InputError(
+                f"{folder} holds a model or a run: give another --save_path, --load_checkpoint to "
+                "go on with it, or --overwrite"
+            )
+
+    if not args.overwrite and not vars(args).get("load_checkpoint"):
+        strategy.on_rank_0(look)
+
+
+def identity(args: argparse.Namespace, row_ids: np.ndarray) -> dict:
+    """What a checkpoint or a part belongs to: arguments, and models and rows by their content."""
+    fixed = {n: value for n, value in vars(args).items() if n not in flags_that_are("free")}
+    models = [name for name in sorted(flags_that_are("model")) if fixed.get(name)]
+    contents = {f"{name}'s content": model_fingerprint(fixed[name]) for name in models}
+    rows = hashlib.sha256(row_ids.tobytes()).hexdigest()[:32]
+    return fixed | contents | {"rows' content": rows}
 
 
 def checkpoint_flags(args: argparse.Namespace, row_ids: np.ndarray) -> dict:
     """Arguments of `Checkpoints`, beside the strategy and the engines."""
     return {
         "directory": args.ckpt_path,
-        "arguments": identity(vars(args), row_ids),
+        "arguments": identity(args, row_ids),
         "max_num": args.max_ckpt_num,
         "max_gb": args.max_ckpt_mem,
     }

@@ -34,7 +34,9 @@ def score(args) -> Path:
     if args.method in ANCHORED and not args.unsafe_dataset:
         raise InputError(f"--method {args.method} needs --unsafe_dataset, rows known to be bad")
     strategy = flags.get_strategy(args)
-    tokenizer = get_tokenizer(args.pretrain, **flags.tokenizer_flags(args))
+    path = Path(args.selector_save_dir) / f"{args.selector_name}.parquet"
+    flags.refuse_existing(args, strategy, path)
+    tokenizer = get_tokenizer(args.pretrain, args.trust_remote_code)
     safe, user, canaries = flags.read_rows_to_score(args, strategy, tokenizer)
     unsafe = read_anchors(args, strategy, tokenizer, safe, user, canaries)
     pool = concatenate(user, canaries) if canaries else user
@@ -43,11 +45,10 @@ def score(args) -> Path:
     if args.smooth or args.method in OVER_STATES:
         layers = layers_to_try(count_layers(settings), args.layer)
     tuning = flags.settings(Tuning, args)
-    path = Path(args.selector_save_dir) / f"{args.selector_name}.parquet"
     if model_free(args):
         parts = Parts(strategy)
     else:
-        key = record.identity(vars(args), np.concatenate([safe.ids, pool.ids]))
+        key = flags.identity(args, np.concatenate([safe.ids, pool.ids]))
         key = {name: value for name, value in key.items() if name not in NOT_OF_A_PASS}
         parts = Parts(strategy, args.work_dir or path.with_name(f"{path.stem}_parts"), key)
     capacity = args.micro_train_batch_size * args.max_len

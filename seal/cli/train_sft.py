@@ -17,7 +17,8 @@ from seal.errors import InputError
 from seal.models.actor import ModelSettings, load_actor
 from seal.provenance import sha256_of_file
 from seal.selection.artefact import select_rows
-from seal.selection.calibration import auto_topp
+from seal.selection.calibration import share_kept
+from seal.selection.evidence import doubts
 from seal.selection.load import load_selection
 from seal.trainer.checkpoint import Checkpoints
 from seal.trainer.sft_trainer import SFTPlan, SFTTrainer
@@ -37,17 +38,23 @@ EVAL_ON_TRAIN_ROWS = 1000  # enough for a loss, cheap enough to take often
 
 def train(args) -> None:
     """Runs the whole second stage."""
-    if args.topp != "auto" and not 0 < args.topp <= 1:
-        raise InputError(f"--topp must be in (0, 1], got {args.topp:g}; 0.8 keeps 80 %")
+    if args.selector_path and args.topp is None:
+        raise InputError(
+            "--selector_path needs --topp: 0.8 keeps 80 % of the scored rows, 1 all of them, auto "
+            "what the canaries justify"
+        )
+    if not args.selector_path and args.topp not in (None, 1):
+        raise InputError(f"--topp {args.topp} needs --selector_path, the selector to keep rows by")
     if args.save_best and not args.eval_dataset:
         raise InputError("--save_best compares losses on --eval_dataset; give one")
     strategy = flags.get_strategy(args)
-    tokenizer = get_tokenizer(args.pretrain, **flags.tokenizer_flags(args))
+    flags.refuse_existing(args, strategy)
+    tokenizer = get_tokenizer(args.pretrain, args.trust_remote_code)
     rows, held_out, selected = read_data(args, strategy, tokenizer)
     steps_per_epoch = -(-len(rows) // args.train_batch_size)
     steps = args.max_epochs * steps_per_epoch
 
-    factor = schedule_factor(args.lr_scheduler, steps)
+    factor = schedule_factor(args.lr_scheduler, steps, args.lr_warmup_ratio)
     with strategy.loading():
         actor = load_actor(flags.settings(ModelSettings, args))
     actor.require_apart(args.save_path)
@@ -67,7 +74,7 @@ def train(args) -> None:
         strategy=strategy, engines=[engine], **flags.checkpoint_flags(args, rows.ids)
     )
     first_step, state = checkpoints.begin(args.load_checkpoint, args.save_path)
-    logger = flags.get_logger(args, args.save_path, strategy.is_rank_0(), steps, first_step)
+    logger = flags.get_logger(args, args.save_path, strategy, steps, first_step)
 
     def save_best(step: int) -> None:
         strategy.save_model(engine, tokenizer, f"{args.save_path}/best")
@@ -94,14 +101,13 @@ def read_data(args, strategy, tokenizer):
     """The rows to train on, the evaluation rows or None, and what `select` says of its choice."""
     rows = flags.read_rows(args, strategy, tokenizer, args.dataset, args.dataset_probs)
     strategy.print(f"rows: {rows}")
-    if args.topp == "auto" and not args.selector_path:
-        raise InputError("--topp auto needs --selector_path, a selector scored with canaries")
+    flags.note_template(args, strategy, tokenizer)
     selected = {}
-    if args.selector_path and args.topp != 1:
+    if args.selector_path:
         everything = rows
         rows, selected = strategy.main_first(lambda: select(args, everything))
-        strategy.print(NOTE.format(**selected))
-        strategy.print(f"kept: {rows}")
+        warnings = [f"warning: {doubt}" for doubt in selected["doubts"]]
+        strategy.print("\n".join([NOTE.format(**selected), *warnings, f"kept: {rows}"]))
     if args.safeinstr_dataset:
         safe = flags.read_rows(args, strategy, tokenizer, args.safeinstr_dataset)
         strategy.print(f"mixed in: {safe}")
@@ -124,14 +130,13 @@ def select(args, rows):
             "input_template": args.input_template,
         }
     selection = load_selection(args.selector_path, **published)
-    topp = args.topp
-    if topp == "auto":
-        topp = auto_topp(selection, args.max_canary_kept, args.confidence)
+    topp = share_kept(selection, args.topp, args.max_canary_kept, args.confidence)
     selected = select_rows(rows.ids, rows.occurrences, selection, topp, args.unscored)
     facts = {
         "selector": args.selector_path,
         "sha256": sha256_of_file(args.selector_path),
         "method": selection.meta["method"],
+        "doubts": doubts(selection.meta) + template_doubts(args, selection.meta),
         "topp": topp,
         "kept": len(selected.indices),
         "rows": len(rows),
@@ -141,6 +146,15 @@ def select(args, rows):
         "dataset scored": selection.meta["dataset"]["fingerprint"],
     }
     return rows.select(selected.indices), facts
+
+
+def template_doubts(args, meta: dict) -> list[str]:
+    """What is wrong where rows were scored under another template than they are trained under."""
+    then = meta["arguments"].get("apply_chat_template", args.apply_chat_template)
+    if then == args.apply_chat_template:
+        return []
+    scored, now = ("with" if said else "without" for said in (then, args.apply_chat_template))
+    return [f"the rows were scored {scored} --apply_chat_template, and are trained on {now} it"]
 
 
 def describe(args, rows, selected) -> None:

@@ -40,7 +40,9 @@ def train(args) -> None:
     """Runs the whole first stage."""
     check(args)
     strategy = flags.get_strategy(args)
-    tokenizer = get_tokenizer(args.pretrain, **flags.tokenizer_flags(args))
+    base = Path(args.selector_save_dir) / f"{args.selector_name}_{args.selector_activation}"
+    flags.refuse_existing(args, strategy, Path(f"{base}.parquet"))
+    tokenizer = get_tokenizer(args.pretrain, args.trust_remote_code)
     safe, user, canaries = flags.read_rows_to_score(args, strategy, tokenizer)
     held_out = None
     if args.eval_dataset:
@@ -56,13 +58,12 @@ def train(args) -> None:
     selector = Selector(len(pool), args.selector_activation, args.selector_optim)
     steps_per_epoch = -(-len(pool) // args.train_batch_size)
     steps = args.max_epochs * steps_per_epoch
-    selector_factor = schedule_factor(args.selector_lr_scheduler, steps)
+    selector_factor = schedule_factor(args.selector_lr_scheduler, steps, args.lr_warmup_ratio)
     model, tracker = prepare_models(args, strategy, concatenate(safe, pool), steps)
     evaluations = {}
     if held_out:
         evaluations["eval"] = held_out
 
-    base = Path(args.selector_save_dir) / f"{args.selector_name}_{args.selector_activation}"
     plan = flags.settings(SelectorPlan, args, **flags.cadence(args, steps_per_epoch))
     meta = describe(args, user, plan.forward_equivalents(tracker is not None))
     cpu = time.process_time()
@@ -83,7 +84,7 @@ def train(args) -> None:
     first_step, state = checkpoints.begin(args.load_checkpoint, *outputs)
     if state:
         selector.load_state_dict(state)
-    logger = flags.get_logger(args, base, strategy.is_rank_0(), steps, first_step)
+    logger = flags.get_logger(args, base, strategy, steps, first_step)
     trainer = SelectorTrainer(
         model=model,
         n_safe=len(safe),
@@ -113,11 +114,6 @@ def train(args) -> None:
 
 def check(args) -> None:
     """Refuses what this script alone can know to be wrong."""
-    if not 0 < args.upperlevel_weight <= 1 or args.upperlevel_weight_decay < 0:
-        raise InputError(
-            f"--upperlevel_weight must be in (0, 1] and its decay not negative, "
-            f"got {args.upperlevel_weight} and {args.upperlevel_weight_decay}"
-        )
     if args.selector_estimator not in ESTIMATORS:
         known = list(ESTIMATORS)
         raise InputError(f"--selector_estimator {args.selector_estimator}: known are {known}")
@@ -129,7 +125,7 @@ def prepare_models(args, strategy, rows, steps):
     Where adapters train the tracker is a second one on the same engine, else a second engine.
     """
     gap = args.selector_estimator == "penalty_gap"
-    factor = schedule_factor(args.lr_scheduler, steps)
+    factor = schedule_factor(args.lr_scheduler, steps, args.lr_warmup_ratio)
 
     def prepared():
         with strategy.loading():

@@ -17,6 +17,7 @@ from seal.errors import InputError
 from seal.files import atomic_path
 from seal.selection.artefact import UNSCORED, Selection, select_rows
 from seal.selection.calibration import share_kept
+from seal.selection.evidence import doubts
 from seal.selection.load import load_selection
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ def run(args: argparse.Namespace) -> tuple[dict, str]:
         text += f"\n{selected.unscored} rows have no score: {args.unscored}"
     if selected.missing:
         text += f"\n{selected.missing} rows of the selector are not in this dataset"
+    result["doubts"] = doubts(selection.meta)
+    text += "".join(f"\nwarning: {doubt}" for doubt in result["doubts"])
     if args.format in _LLAMA_FACTORY:
         result["dataset_info"] = str(_describe(out, _LLAMA_FACTORY[args.format]))
         text += f"\nentry {out.stem!r} in {result['dataset_info']}"

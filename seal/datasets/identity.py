@@ -38,7 +38,7 @@ def row_id(messages: list[dict], tools: list | None = None) -> str:
 
 def occurrences(ids: np.ndarray) -> np.ndarray:
     """Numbers the copies of each of `ids`, V16 [N], in row order: int32 [N], 0 for the first."""
-    return RowIndex.of(ids, np.zeros(len(ids), np.int32)).copies()
+    return RowIndex.of(ids, np.broadcast_to(np.int32(0), len(ids))).copies()
 
 
 def row_keys(rows: datasets.Dataset) -> tuple[pa.ChunkedArray, np.ndarray]:

@@ -19,10 +19,12 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from seal.errors import InputError
+from seal.files import model_is_here
 from seal.models.adapters import adapter_config, load_adapter
 from seal.models.attention import VARLEN, can_pack, choose_attention, flash_attn_usable
 from seal.models.head import LossHead
@@ -388,6 +390,7 @@ def _load_base(settings: ModelSettings) -> PreTrainedModel:
     )
     attention = choose_attention(settings.flash_attn, settings.attn_implementation, settings.bf16)
     trust = settings.trust_remote_code
+    model_is_here(settings.pretrain)
     try:
         config = AutoConfig.from_pretrained(settings.pretrain, trust_remote_code=trust)
         if attention == VARLEN and not can_pack(config):
@@ -400,8 +403,10 @@ def _load_base(settings: ModelSettings) -> PreTrainedModel:
             quantization_config=quantization if settings.load_in_4bit else None,
             trust_remote_code=trust,
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
+        if isinstance(error, SafetensorError):
+            reason += "; a weights file is cut short or damaged: copy it again"
         kind = "directory" if Path(settings.pretrain).is_dir() else "hub name or missing path"
         raise InputError(
             f"--pretrain {settings.pretrain} ({kind}) does not load: {reason}"
@@ -412,12 +417,13 @@ def _add_lora(model: PreTrainedModel, settings: ModelSettings) -> PeftModel:
     """One trainable adapter, everything else frozen."""
     if settings.load_in_4bit:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    typed = settings.target_modules
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
-        target_modules=settings.target_modules,
+        target_modules="all-linear" if typed == ["all-linear"] else typed,
         bias="none",
     )
     try:

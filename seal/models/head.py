@@ -35,7 +35,13 @@ class LossHead(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `seal.models.loss.head_losses`: nll, float32 [S], and the objective, a scalar."""
         return head_losses(
-            hidden, self.weight, self.bias, targets, coefficients, self.scale, self.cap
+            hidden.to(self.weight.dtype),
+            self.weight,
+            self.bias,
+            targets,
+            coefficients,
+            self.scale,
+            self.cap,
         )
 
 

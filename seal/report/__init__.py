@@ -23,6 +23,7 @@ from seal.report.rows import (
 from seal.report.runs import read_metrics, read_seconds
 from seal.selection.artefact import read_selection
 from seal.selection.calibration import CONFIDENCE, MAX_CANARY_KEPT, recall_at, share_kept
+from seal.selection.evidence import doubts
 
 USUAL_COLUMNS = ("provenance", "source", "category")  # shown when no column is asked for
 
@@ -89,7 +90,7 @@ def write_report(
         "provenance": sections.provenance(read.meta),
         "calibration": sections.calibration(read.meta, recall_at(read, topp)),
     }
-    page["verdict"] = sections.verdict(page)
+    page["verdict"] = sections.verdict(page) + [f"In doubt: {one}." for one in doubts(read.meta)]
     html = _environment().get_template("template.html.jinja").render(page)
     with atomic_path(out) as tmp:
         tmp.write_text(html, "utf-8", errors="replace")

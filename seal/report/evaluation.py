@@ -19,7 +19,6 @@ _TITLES = {
     "unsafe": "unsafe answers to harmful prompts",
     "harmfulness": "harmfulness, 1 to 5",
     "win_rate": "wins against the reference",
-    "win_rate_length_controlled": "wins at equal length",
     "log_perplexity": "log perplexity, nats per token",
     "exact_match": "exact matches",
 }

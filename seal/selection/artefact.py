@@ -92,10 +92,15 @@ class Selection:
 class Selected(NamedTuple):
     """What `select_rows` chose, and what it could not match."""
 
-    indices: np.ndarray  # int64 [K]: selected dataset rows, ascending
+    mask: np.ndarray  # bool [M]: the selected dataset rows
     scored: int  # dataset rows that have a score
     unscored: int  # dataset rows that have none
     missing: int  # lines of the selector that are not in the dataset
+
+    @property
+    def indices(self) -> np.ndarray:
+        """int64 [K]: the selected dataset rows, ascending."""
+        return np.flatnonzero(self.mask)
 
 
 def selection_meta(
@@ -329,7 +334,7 @@ def select_rows(
 
     Args:
         ids: M ids of the dataset (V16, strings in a list or of pyarrow), in dataset order.
-        occurrences: int [M].
+        occurrences: int [M]; no pair of both occurs twice.
         topp: share of the selector's lines to keep, as in `kept_mask`.
         unscored: what to do with dataset rows without a score: `error`, `drop` or `keep`.
 
@@ -339,31 +344,27 @@ def select_rows(
     """
     if unscored not in UNSCORED:
         raise InputError(f"unscored must be one of {', '.join(UNSCORED)}, got {unscored!r}")
-    kept, present = selection.kept(topp), np.zeros(len(selection), bool)
-    scored, selected = np.empty(len(ids), bool), np.empty(len(ids), bool)
-    for start in range(0, len(ids), BLOCK):
+    kept, n = selection.kept(topp), len(ids)
+    scored, selected = np.empty(n, bool), np.empty(n, bool)
+    for start in range(0, n, BLOCK):
         part = slice(start, start + BLOCK)
         lines = selection.index.find(ids[part], occurrences[part])
         scored[part] = lines >= 0
         selected[part] = np.where(lines >= 0, kept[lines], unscored == "keep")
-        present[lines[lines >= 0]] = True
     n_scored = int(scored.sum())
-    n_unscored = len(scored) - n_scored
+    n_unscored = n - n_scored
     if n_scored == 0:
         raise InputError(
-            f"none of the {len(scored)} dataset rows is among the selector's {len(selection)} "
+            f"none of the {n} dataset rows is among the selector's {len(selection)} "
             "rows; this is a selector for another dataset"
         )
     if n_unscored and unscored == "error":
         first = int(np.argmin(scored))
         name = id_text(id_bytes(ids[first : first + 1]))[0]
         raise InputError(
-            f"{n_unscored} of {len(scored)} dataset rows have no score, the first is row {first} "
+            f"{n_unscored} of {n} dataset rows have no score, the first is row {first} "
             f"(id {name}); pass --unscored drop or --unscored keep"
         )
     if not selected.any():
-        raise InputError(
-            f"none of the {len(scored)} dataset rows is kept at topp {topp:g}; raise it"
-        )
-    missing = len(selection) - int(present.sum())
-    return Selected(np.flatnonzero(selected), n_scored, n_unscored, missing)
+        raise InputError(f"none of the {n} dataset rows is kept at topp {topp:g}; raise it")
+    return Selected(selected, n_scored, n_unscored, missing=len(selection) - n_scored)

@@ -140,7 +140,7 @@ def auto_topp(selection: Selection, max_canary_kept: float, confidence: float) -
     canaries = np.array(calibration["canary_scores"])  # ascending
     allowed = _allowed(len(canaries), max_canary_kept, confidence)
     if allowed < 0:
-        needed = int(np.ceil(np.log(1 - confidence) / np.log(1 - max_canary_kept)))
+        needed = canaries_needed(max_canary_kept, confidence)
         raise InputError(
             f"{len(canaries)} canaries cannot show that at most {max_canary_kept:g} of their kind "
             f"is kept at confidence {confidence:g}: give at least {needed}, or raise the limit"
@@ -150,6 +150,11 @@ def auto_topp(selection: Selection, max_canary_kept: float, confidence: float) -
     if kept == 0:
         raise InputError("--topp auto would keep no row: the canaries score as high as every row")
     return kept / len(selection)
+
+
+def canaries_needed(max_canary_kept: float, confidence: float) -> int:
+    """Fewest canaries of which none kept shows that at most so large a share of their kind is."""
+    return int(np.ceil(np.log(1 - confidence) / np.log(1 - max_canary_kept)))
 
 
 def _clear_gap(score: np.ndarray, bar: float, canaries: np.ndarray) -> float:

@@ -1,6 +1,7 @@
 """The selection as an operation on a `datasets.Dataset`."""
 
 import os
+import warnings
 
 import datasets
 
@@ -9,6 +10,7 @@ from seal.datasets.prompts import readable, to_messages
 from seal.errors import InputError
 from seal.selection.artefact import select_rows
 from seal.selection.calibration import share_kept
+from seal.selection.evidence import doubts
 from seal.selection.load import load_selection
 
 
@@ -32,6 +34,8 @@ def kept_rows(
     plain = dataset.with_format(None)
     rows = readable(number_rows(to_messages(plain, "given", input_key, output_key)))
     selection = load_selection(selector)
+    for doubt in doubts(selection.meta):
+        warnings.warn(doubt, stacklevel=3)
     share = share_kept(selection, topp, max_canary_kept, confidence)
     selected = select_rows(*row_keys(rows), selection, share, unscored)
     return dataset.select(rows.select(selected.indices)["row"])

@@ -19,26 +19,6 @@ if TYPE_CHECKING:
 FORMAT = 4
 MANIFEST, ORDER = "manifest.json", "order.json"
 GIGABYTE = 2**30
-# Arguments that change nothing a resumed step computes.
-FREE_ARGUMENTS = {
-    "ckpt_path",
-    "config",
-    "eval_steps",
-    "load_checkpoint",
-    "local_rank",
-    "logging_steps",
-    "max_ckpt_mem",
-    "max_ckpt_num",
-    "save_path",
-    "save_steps",
-    "selector_save_dir",
-    "timeout_minutes",
-    "use_tensorboard",
-    "wandb_group",
-    "wandb_org",
-    "wandb_project",
-    "wandb_run_name",
-}
 
 
 class Checkpoints:
@@ -56,7 +36,7 @@ class Checkpoints:
         directory: that runs share; those of other runs in it are left alone.
         strategy: ranks and collectives.
         engines: what holds weights and optimizers.
-        arguments: what the run was started with; a snapshot made with others is refused.
+        arguments: what its steps depend on; a snapshot made with others is refused.
         max_num: snapshots kept.
         max_gb: GiB of snapshots kept, the newest always.
     """
@@ -230,7 +210,7 @@ class Checkpoints:
         now = self.arguments
         return [
             f"{name} {then.get(name)!r} -> {now.get(name)!r}"
-            for name in sorted((then.keys() | now.keys()) - FREE_ARGUMENTS)
+            for name in sorted(then.keys() | now.keys())
             if then.get(name) != now.get(name)
         ]
 
@@ -245,11 +225,7 @@ class Checkpoints:
 
 def _digest(arguments: dict) -> str:
     """Names a run by what it computes; an argument that is not given counts for nothing."""
-    fixed = {
-        name: value
-        for name, value in sorted(arguments.items())
-        if name not in FREE_ARGUMENTS and value is not None
-    }
+    fixed = {name: value for name, value in sorted(arguments.items()) if value is not None}
     return hashlib.sha256(json.dumps(fixed).encode()).hexdigest()[:12]
 
 

@@ -24,7 +24,7 @@ from seal.trainer.scoring import Parts
 from seal.trainer.sft_trainer import SFTPlan, SFTTrainer
 from seal.trainer.step import RowModel
 from seal.utils.logger import NoLogger
-from seal.utils.schedule import schedule_factor
+from seal.utils.schedule import WARMUP_RATIO, schedule_factor
 
 if TYPE_CHECKING:
     from seal.utils.strategy import DeepspeedStrategy
@@ -52,6 +52,7 @@ class Tuning:
     train_batch_size: int = 128
     learning_rate: float = 2e-6
     lr_scheduler: str = "cosine"
+    lr_warmup_ratio: float = WARMUP_RATIO
     folds: int = 2
     influence_step: float = 1e-4
     seed: int = 42
@@ -86,13 +87,21 @@ class Engines:
         self.capacity = capacity
         self.l2 = l2
 
-    def engine(self, start: str | None, rate: float, scheduler: str, steps: int):
+    def engine(
+        self,
+        start: str | None,
+        rate: float,
+        scheduler: str,
+        steps: int,
+        warmup_ratio: float = WARMUP_RATIO,
+    ):
         """A fresh engine of a model directory, or of the start (None)."""
         self.strategy.seed_everything()
         with self.strategy.loading():
             actor = load_actor(replace(self.settings, pretrain=start or self.settings.pretrain))
         optimizer = self.strategy.create_optimizer(actor, rate, self.l2)
-        return self.strategy.prepare(actor, optimizer, schedule_factor(scheduler, steps))
+        factor = schedule_factor(scheduler, steps, warmup_ratio)
+        return self.strategy.prepare(actor, optimizer, factor)
 
     def over(self, engine, rows: SFTDataset) -> RowModel:
         """The engine over some rows."""
@@ -332,7 +341,7 @@ class Passes:
         if direction is not None:
             rate = tuning.influence_step
         scheduler = "constant" if tune_on is None else tuning.lr_scheduler
-        engine = self.engines.engine(start, rate, scheduler, steps)
+        engine = self.engines.engine(start, rate, scheduler, steps, tuning.lr_warmup_ratio)
         yield engine
         self.engines.release(engine)
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from seal.errors import InputError
 from seal.files import atomic_path
-from seal.trainer.checkpoint import FREE_ARGUMENTS
 
 if TYPE_CHECKING:
     from seal.utils.strategy import DeepspeedStrategy
@@ -110,7 +109,7 @@ class Parts:
                 tmp.write_text(json.dumps(key, indent=2))
             return
         then = json.loads(stamp.read_text())
-        changed = [n for n in sorted(key.keys() - FREE_ARGUMENTS) if key[n] != then.get(n)]
+        changed = [n for n in sorted(key) if key[n] != then.get(n)]
         if changed:
             raise InputError(
                 f"{self.directory} holds the parts of a run with other {', '.join(changed)}; "

@@ -113,6 +113,7 @@ class SelectorTrainer:
         self.save_epoch = save_epoch
         self.save_checkpoint = save_checkpoint
         self.steps_per_epoch = math.ceil(selector.n_rows / plan.train_batch_size)
+        self.steps = plan.max_epochs * self.steps_per_epoch
 
     def fit(self, first_step: int = 0) -> None:
         """Trains from optimizer step `first_step` to the end.
@@ -121,41 +122,54 @@ class SelectorTrainer:
             NonFiniteLoss: on every rank, before the bad step is taken.
             Stopped: on every rank, asked to by a signal, after a checkpoint.
         """
-        steps = self.plan.max_epochs * self.steps_per_epoch
-        with Progress("training", steps, "steps", first_step) as work:
+        with Progress("training", self.steps, "steps", first_step) as work:
             self._fit(first_step, work)
 
     def _fit(self, first_step: int, work: Progress) -> None:
         plan = self.plan
         for engine in self._engines():
             engine.train()
-        for epoch in range(plan.max_epochs):
-            if epoch * self.steps_per_epoch >= first_step:
-                self.selector.begin_epoch()
-            batches = EpochBatches(self.selector.n_rows, plan.train_batch_size, plan.seed, epoch)
-            for number in range(self.steps_per_epoch):
-                step = epoch * self.steps_per_epoch + number + 1
-                if step <= first_step:
-                    continue
-                metrics = self.train_step(batches[number], epoch, step)
-                work.update(loss=metrics["train/row_loss"])
-                if step % plan.logging_steps == 0:
-                    metrics = {"train/epoch": epoch + 1, **metrics}
-                    self.logger.log(step, metrics, f"{work.left} left")
-                if plan.eval_steps and step % plan.eval_steps == 0:
-                    self.evaluate(step)
-                stopping = self.model.strategy.must_stop()
-                if stopping or (plan.save_steps and step % plan.save_steps == 0):
-                    self.save_checkpoint(step)
-                if stopping:
-                    raise Stopped(f"stopped after step {step}")
-            last_step = (epoch + 1) * self.steps_per_epoch
-            if last_step >= first_step:
-                self.save_epoch(epoch + 1)
-                if last_step > first_step:
-                    self._log_selector(last_step)
-                if epoch and self.selector.churn() < plan.stop_churn:
-                    break
+        for step in range(first_step + 1, self.steps + 1):
+            if self._settled(step - 1):
+                break
+            metrics = self.take(step)
+            work.update(loss=metrics["train/row_loss"])
+            if step % plan.logging_steps == 0:
+                self.logger.log(step, metrics, f"{work.left} left")
+            if plan.eval_steps and step % plan.eval_steps == 0:
+                self.evaluate(step)
+            if step % self.steps_per_epoch == 0:
+                self._end_epoch(step)
+            stopping = self.model.strategy.must_stop(self.logger.failure)
+            if stopping or (plan.save_steps and step % plan.save_steps == 0):
+                self.save_checkpoint(step)
+            if stopping:
+                raise Stopped(f"stopped after step {step}")
+        self.model.strategy.agree(self.logger.failure)
+
+    def _settled(self, step: int) -> bool:
+        """Whether an epoch, not the first, ends at this step and has moved too few rows."""
+        epoch, over = divmod(step, self.steps_per_epoch)
+        return epoch > 1 and over == 0 and self.selector.churn() < self.plan.stop_churn
+
+    def _end_epoch(self, step: int) -> None:
+        """Writes the selector, and logs how it stands."""
+        self.save_epoch(step // self.steps_per_epoch)
+        metrics = {
+            "selector/effective_rows": self.selector.effective_rows(),
+            "selector/entropy": self.selector.entropy(),
+            "selector/churn": self.selector.churn(),
+        }
+        self.logger.log(step, metrics)
+
+    def take(self, step: int) -> dict[str, float]:
+        """Optimizer step `step` (from 1) of the run, with its epoch; see `train_step`."""
+        epoch, number = divmod(step - 1, self.steps_per_epoch)
+        if number == 0:
+            self.selector.begin_epoch()
+        n_rows, plan = self.selector.n_rows, self.plan
+        rows = EpochBatches(n_rows, plan.train_batch_size, plan.seed, epoch)[number]
+        return {"train/epoch": epoch + 1, **self.train_step(rows, epoch, step)}
 
     def train_step(self, user_rows: np.ndarray, epoch: int, step: int) -> dict[str, float]:
         """One optimizer step of the model, then one update of the selector.
@@ -200,15 +214,6 @@ class SelectorTrainer:
             "train/selector_lr": rate,
             "train/tokens_per_second": passed / (time.perf_counter() - began),
         }
-
-    def _log_selector(self, step: int) -> None:
-        """Logs how the selector stands at the end of an epoch."""
-        metrics = {
-            "selector/effective_rows": self.selector.effective_rows(),
-            "selector/entropy": self.selector.entropy(),
-            "selector/churn": self.selector.churn(),
-        }
-        self.logger.log(step, metrics)
 
     def _engines(self) -> list:
         """The model's engine, then the tracker's where it has one of its own."""

@@ -66,6 +66,7 @@ class SFTTrainer:
         self.save_best = save_best
         self.best_loss = math.inf
         self.steps_per_epoch = math.ceil(len(model.dataset) / plan.train_batch_size)
+        self.steps = plan.max_epochs * self.steps_per_epoch
 
     def fit(self, first_step: int = 0) -> None:
         """Trains from optimizer step `first_step` to the end.
@@ -74,34 +75,32 @@ class SFTTrainer:
             NonFiniteLoss: on every rank, before the bad step is taken.
             Stopped: on every rank, asked to by a signal, after a checkpoint.
         """
-        steps = self.plan.max_epochs * self.steps_per_epoch
-        with Progress("training", steps, "steps", first_step) as work:
+        with Progress("training", self.steps, "steps", first_step) as work:
             self._fit(first_step, work)
 
     def _fit(self, first_step: int, work: Progress) -> None:
-        plan, dataset = self.plan, self.model.dataset
+        plan = self.plan
         self.model.engine.train()
-        for epoch in range(plan.max_epochs):
-            batches = EpochBatches(len(dataset), plan.train_batch_size, plan.seed, epoch)
-            for number in range(self.steps_per_epoch):
-                step = epoch * self.steps_per_epoch + number + 1
-                if step <= first_step:
-                    continue
-                metrics = self.train_step(batches[number], step)
-                work.update(loss=metrics["train/loss"])
-                if step % plan.logging_steps == 0:
-                    metrics = {"train/epoch": epoch + 1, **metrics}
-                    self.logger.log(step, metrics, f"{work.left} left")
-                if plan.eval_steps and step % plan.eval_steps == 0:
-                    self.evaluate(step)
-                stopping = self.model.strategy.must_stop()
-                if stopping or (plan.save_steps and step % plan.save_steps == 0):
-                    self.save_checkpoint(step)
-                if stopping:
-                    raise Stopped(f"stopped after step {step}")
-        last = plan.max_epochs * self.steps_per_epoch
-        if plan.eval_steps and last % plan.eval_steps and last > first_step:
-            self.evaluate(last)
+        for step in range(first_step + 1, self.steps + 1):
+            metrics = self.take(step)
+            work.update(loss=metrics["train/loss"])
+            if step % plan.logging_steps == 0:
+                self.logger.log(step, metrics, f"{work.left} left")
+            if plan.eval_steps and (step % plan.eval_steps == 0 or step == self.steps):
+                self.evaluate(step)
+            stopping = self.model.strategy.must_stop(self.logger.failure)
+            if stopping or (plan.save_steps and step % plan.save_steps == 0):
+                self.save_checkpoint(step)
+            if stopping:
+                raise Stopped(f"stopped after step {step}")
+        self.model.strategy.agree(self.logger.failure)
+
+    def take(self, step: int) -> dict[str, float]:
+        """Optimizer step `step` (from 1) of the run, with its epoch; see `train_step`."""
+        epoch, number = divmod(step - 1, self.steps_per_epoch)
+        n_rows, plan = len(self.model.dataset), self.plan
+        rows = EpochBatches(n_rows, plan.train_batch_size, plan.seed, epoch)[number]
+        return {"train/epoch": epoch + 1, **self.train_step(rows, step)}
 
     def train_step(self, rows: np.ndarray, step: int) -> dict[str, float]:
         """One optimizer step on one global batch.

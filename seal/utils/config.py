@@ -2,11 +2,50 @@
 
 import argparse
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
 
 from seal.errors import InputError
+
+# What other trainers call our flags.
+ELSEWHERE = {
+    "batch_size": "train_batch_size",
+    "epochs": "max_epochs",
+    "gradient_accumulation_steps": "train_batch_size",
+    "learning_rate_scheduler": "lr_scheduler",
+    "lora_r": "lora_rank",
+    "lora_target_modules": "target_modules",
+    "lr": "learning_rate",
+    "lr_scheduler_type": "lr_scheduler",
+    "max_grad_norm": "max_norm",
+    "max_length": "max_len",
+    "max_seq_length": "max_len",
+    "model": "pretrain",
+    "model_name_or_path": "pretrain",
+    "num_train_epochs": "max_epochs",
+    "out": "save_path",
+    "output": "save_path",
+    "output_dir": "save_path",
+    "per_device_train_batch_size": "micro_train_batch_size",
+    "resume_from_checkpoint": "load_checkpoint",
+    "safe_dataset": "dataset",
+    "selector": "selector_path",
+    "top_p": "topp",
+    "train_file": "dataset",
+    "user_dataset": "new_dataset",
+    "warmup_ratio": "lr_warmup_ratio",
+    "weight_decay": "l2",
+}
+
+
+def meant(name: str, known: Iterable[str], dashes: str = "") -> str:
+    """What a flag that does not exist was perhaps meant for, in words."""
+    known = list(known)
+    same = [ELSEWHERE[name]] if ELSEWHERE.get(name) in known else []
+    found = same or difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {dashes}{found[0]}?" if found else "--help lists the flags"
 
 
 def config_words(path: str, actions: list[argparse.Action]) -> list[str]:
@@ -31,9 +70,7 @@ def config_words(path: str, actions: list[argparse.Action]) -> list[str]:
     words = []
     for name, value in values.items():
         if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean {close[0]}?" if close else "--help lists the flags"
-            raise InputError(f"--config {path}: unknown flag {name!r}; {hint}")
+            raise InputError(f"--config {path}: unknown flag {name!r}; {meant(str(name), known)}")
         try:
             words += _words(known[name], value)
         except ValueError as error:
@@ -62,6 +99,8 @@ def _word(action: argparse.Action, value: object) -> str:
         raise ValueError(f"takes text or a number, got {value!r}")
     try:
         (action.type or str)(str(value))
+    except argparse.ArgumentTypeError:
+        pass  # of the type, but out of bounds: argparse says so
     except ValueError as error:
         raise ValueError(f"takes {action.type.__name__}, got {value!r}") from error
     return str(value)

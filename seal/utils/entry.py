@@ -1,16 +1,18 @@
 """How an entry script ends: one line and status 2 for bad input, no hang, no abort at teardown."""
 
 import atexit
+import contextlib
 import logging
 import os
 import shlex
+import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from seal.errors import InputError, NonFiniteLoss, Stopped
 from seal.files import no_room
-from seal.progress import Progress
+from seal.progress import Progress, say
 from seal.utils.stopping import launching_words
 
 RANK_0_SECONDS = 30  # ranks may start that far apart on a busy machine
@@ -33,14 +35,31 @@ def fail(message: str) -> None:
 def run(main: Callable[[], None]) -> None:
     """Runs an entry script to the end of its process: bad input gives one line and status 2.
 
-    A run that was asked to stop ends with the command that goes on with it, and status 0.
+    A run that was asked to stop ends with the command that goes on with it, and status 0; Ctrl-C
+    where nothing but finished parts is kept gives the command at once, and status 130.
     """
+    launcher = launching_words()
+    signal.signal(signal.SIGINT, lambda *_: _interrupted(launcher))
     try:
         report(main)
         status = 0
     except SystemExit as left:
         status = left.code or 0
+    except KeyboardInterrupt:
+        sys.stdout.flush()
+        os._exit(128 + signal.SIGINT)  # not through a process group whose work is broken off
     finish(status)
+
+
+def _interrupted(launcher: list[str]) -> None:
+    """Says it before anything is taken down: a launcher ends its ranks a moment later."""
+    say(f"stopped; go on with: {_command(launcher)}")
+    raise KeyboardInterrupt
+
+
+def _command(launcher: list[str]) -> str:
+    words = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]
+    return shlex.join([*launcher, *words])
 
 
 def report(main: Callable[[], None]) -> None:
@@ -50,17 +69,14 @@ def report(main: Callable[[], None]) -> None:
         SystemExit: 2 for bad input or no room to write.
         Exception: any failure that is not the user's.
     """
-    _show_log()
     launcher = launching_words()  # asked now: the launcher may be gone when they are needed
     try:
-        with Progress("working"):
+        with _shown_log(), Progress("working"):
             main()
     except (InputError, NonFiniteLoss) as error:
         fail(str(error))
     except Stopped as stopped:
-        if os.environ.get("RANK", "0") == "0":
-            words = [word for word in sys.argv if not word.startswith("--local_rank")]
-            print(f"{stopped}; go on with: {shlex.join([*launcher, *words])} --load_checkpoint")
+        say(f"{stopped}; go on with: {_command(launcher)} --load_checkpoint")
     except Exception as error:
         if told := no_room(error):
             fail(str(told))
@@ -72,12 +88,18 @@ def report(main: Callable[[], None]) -> None:
         give_up(lost, error)
 
 
-def _show_log() -> None:
-    """Prints what the package logs (rows left out, columns not read), once."""
-    log = logging.getLogger("seal")
-    log.addHandler(logging.StreamHandler(sys.stdout))
+@contextlib.contextmanager
+def _shown_log() -> Iterator[None]:
+    """Inside, what the package logs (rows left out, columns not read) is printed on rank 0."""
+    log, handler = logging.getLogger("seal"), logging.StreamHandler(sys.stdout)
+    log.addHandler(handler)
     log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
     log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.propagate = True
 
 
 def give_up(lost: list[int], failure: Exception) -> None:

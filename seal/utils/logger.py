@@ -49,6 +49,7 @@ class Logger:
         run_dir.mkdir(parents=True, exist_ok=True)
         self._file = _open_metrics(run_dir / "metrics.jsonl", first_step)
         self._steps = total_steps
+        self.failure: Exception | None = None
         self._started = time.perf_counter()
         self._wandb = _start_wandb(wandb, run_dir, config) if wandb else None
         self._board = None
@@ -60,9 +61,17 @@ class Logger:
     def log(self, step: int, metrics: dict[str, float], note: str = "") -> None:
         """Records numbers under their keys ("train/loss", "eval/loss") at an optimizer step.
 
+        The other ranks are at work meanwhile: a failure is kept in `failure` for them to agree on.
+
         Args:
             note: shown after them.
         """
+        try:
+            self._log(step, metrics, note)
+        except Exception as failure:
+            self.failure = self.failure or failure
+
+    def _log(self, step: int, metrics: dict[str, float], note: str) -> None:
         seconds = round(time.perf_counter() - self._started, 3)
         self._file.write(json.dumps({"step": step, "seconds": seconds, **metrics}) + "\n")
         shown = [f"{key.removeprefix('train/')} {value:.4g}" for key, value in metrics.items()]
@@ -84,6 +93,8 @@ class Logger:
 
 class NoLogger:
     """What every rank but the first holds: the same calls, no effect."""
+
+    failure = None
 
     def log(self, step: int, metrics: dict[str, float], note: str = "") -> None:
         """Records nothing."""

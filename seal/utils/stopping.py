@@ -59,10 +59,14 @@ def _parent(pid: int) -> int:
 
 
 def launching_words() -> list[str]:
-    """The command line that started this script, up to the script: the launcher's, or Python's."""
-    above = launchers()
+    """The command line that started this script or module, up to its name and with it.
+
+    It is the launcher's, where there is one, else Python's.
+    """
+    above, spec = launchers(), sys.modules["__main__"].__spec__
     words = above[-1].cmdline() if above else sys.orig_argv
-    return list(takewhile(lambda word: word != sys.argv[0], words))
+    name = spec.name if spec else sys.argv[0]
+    return [*takewhile(lambda word: word != name, words), name]
 
 
 def _launches(process: psutil.Process) -> bool:

@@ -127,7 +127,15 @@ class DeepspeedStrategy:
             torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
         if self.zero.stage == 3:  # reads it while a model loads, and in the first steps
             os.environ.setdefault("LOCAL_RANK", str(self.local_rank))
-        deepspeed.init_distributed(dist_backend=backend, timeout=self.timeout, verbose=False)
+        try:
+            deepspeed.init_distributed(dist_backend=backend, timeout=self.timeout, verbose=False)
+        except dist.DistNetworkError as error:
+            if "EADDRINUSE" not in str(error):
+                raise
+            raise InputError(
+                f"port {os.environ['MASTER_PORT']} is in use, perhaps by another run; give the "
+                "launcher another one: --master_port N"
+            ) from error
 
     def seed_everything(self) -> None:
         """Puts every random generator of this rank back to the start."""
@@ -174,11 +182,19 @@ class DeepspeedStrategy:
             finally:
                 self._asked_to_stop = None
 
-    def must_stop(self) -> bool:
-        """Whether any rank has been asked to stop inside `stoppable`; the same answer on each."""
+    def must_stop(self, failure: Exception | None = None) -> bool:
+        """Whether any rank has been asked to stop inside `stoppable`; the same answer on each.
+
+        Args:
+            failure: of what this rank alone does; it is raised on every rank.
+        """
         if self._asked_to_stop is None:
             return False
-        return bool(self.all_reduce(torch.tensor(float(self._asked_to_stop()))))
+        asked = self._asked_to_stop()
+        stopping, failed = self.all_reduce(torch.tensor([float(asked), float(failure is not None)]))
+        if failed:
+            self.agree(failure)
+        return bool(stopping)
 
     def main_first(self, work: Callable[[], T]) -> T:
         """Runs `work` on the first rank of each node, then on the others (who find its caches).
@@ -268,13 +284,14 @@ class DeepspeedStrategy:
 
     @contextlib.contextmanager
     def loading(self) -> Iterator[None]:
-        """Loads a model inside: under ZeRO-3 its weights are partitioned as they are read."""
-        keep_alive = None
+        """Loads a model inside: to this rank's device, or in partitions under ZeRO-3."""
+        keep_alive, place = None, torch.device(self.device)
         if self.zero.stage == 3:
             from transformers.integrations import HfDeepSpeedConfig
 
             keep_alive = HfDeepSpeedConfig(self.ds_config())  # held by weak reference elsewhere
-        with Progress("loading the model"):
+            place = contextlib.nullcontext()
+        with Progress("loading the model"), place:
             yield
         del keep_alive
 

@@ -1,27 +1,53 @@
 """Loading a tokenizer."""
 
+import socket
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from huggingface_hub.constants import ENDPOINT
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from seal.errors import InputError
+from seal.files import model_is_here
+
+HUB_SECONDS = 5
 
 
-def get_tokenizer(
-    pretrain: str, use_fast: bool = True, trust_remote_code: bool = False
-) -> PreTrainedTokenizerBase:
+def get_tokenizer(pretrain: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The model's own tokenizer, with a padding token (its end token when it has none).
 
     Raises:
-        InputError: no tokenizer there, or one without an end-of-sequence token.
+        InputError: no model there, no tokenizer with it, or one without an end-of-sequence token.
     """
+    is_here = model_is_here(pretrain)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            pretrain, use_fast=use_fast, trust_remote_code=trust_remote_code
+            pretrain,
+            trust_remote_code=trust_remote_code,
+            local_files_only=is_here or not _hub_answers(),
         )
     except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"no tokenizer can be loaded from {pretrain}: {reason}") from error
+        reason = " ".join(str(error).split())[:200]
+        if is_here:
+            remedy = "copy tokenizer.json and tokenizer_config.json there from the model it is of"
+        else:
+            remedy = "it is no directory here, and the hub does not give it"
+        raise InputError(f"no tokenizer in {pretrain}: {remedy} ({reason})") from error
     if tokenizer.eos_token is None:
         raise InputError(f"the tokenizer of {pretrain} has no end-of-sequence token; set eos_token")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _hub_answers() -> bool:
+    """Whether the hub can be reached; else its client would try for a minute."""
+    if getproxies():
+        return True
+    place = urlsplit(ENDPOINT)
+    try:
+        address = (place.hostname, place.port or 443)
+        socket.create_connection(address, timeout=HUB_SECONDS).close()
+    except OSError:
+        return False
+    return True

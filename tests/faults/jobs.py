@@ -42,7 +42,7 @@ class Job:
     def resume(self, root: Path, folder: Path) -> list[str]:
         """The flags that go on with whatever a broken run has left."""
         snapshots = list(folder.glob("snapshots/*/step_*/manifest.json"))
-        return self.words(root) + (["--load_checkpoint"] if snapshots else [])
+        return [*self.words(root), "--load_checkpoint" if snapshots else "--overwrite"]
 
     def command(self, root: Path) -> list:
         """The whole command of a first start, on two ranks."""
