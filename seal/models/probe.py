@@ -68,6 +68,11 @@ def settle(actor: Actor, run: Callable, reset: Callable[[], None] = lambda: None
             expected = _alone(actor, run)
         except Exception as error:
             raise InputError(f"a model of kind {kind} does not run: {_line(error)}") from error
+        if not expected[0].isfinite().all():
+            raise InputError(
+                f"this {kind} model's losses are not finite before any step: its weights are "
+                "damaged, or overflow in this precision; give another, or drop --bf16"
+            )
         for way in _ways(actor, first):
             try:
                 _take(actor, way)

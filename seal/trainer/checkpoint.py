@@ -76,7 +76,7 @@ class Checkpoints:
                 with these arguments, or one that writes an output, has not ended.
         """
         found = self.strategy.from_rank_0(lambda: self._find(which))
-        self.strategy.claim(self.directory, *outputs)
+        self.strategy.claim(*outputs, self.directory)
         if found is None:
             self.strategy.on_rank_0(self._start_over)
             return 0, {}
