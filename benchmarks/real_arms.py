@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import refusal_judge
 from real_scores import Draw, Scores, Sizes
 from real_world import Corpus, Generator, Ledger, World, read_lines
 
+from seal.assess.rules import COMPLIANCE, PARTIAL, REFUSAL, UNSCORED, judge_refusal
 from seal.files import atomic_path
 from seal.selection.artefact import kept_mask
 from seal.trainer.evaluation import row_means
@@ -15,7 +17,8 @@ from seal.trainer.passes import tune
 from seal.trainer.sft_trainer import SFTPlan
 
 ALIGN_RATE = 1e-3
-LETTERS = {0.0: "c", 0.5: "p", 1.0: "r"}  # complied, partly, refused
+LETTERS = {COMPLIANCE: "c", PARTIAL: "p", REFUSAL: "r", UNSCORED: "u"}
+JUDGE = "trained"  # whose verdicts are the figures; the other's stand beside them
 LEVELS = {"oracle_keeps": 0.8, "learns": 0.9}
 
 
@@ -32,7 +35,7 @@ class ArmSizes:
     prompts: int = 64  # of each of the three sources
     over: int = 100  # XSTest's safe prompts
     new_tokens: int = 40
-    rates: tuple[float, ...] = (5e-5, 1e-4, 2e-4)
+    rates: tuple[float, ...] = (1e-4, 2e-4)
     mixes: tuple[float, ...] = (0.0, 0.1)  # share of SafeInstr rows
 
 
@@ -76,7 +79,12 @@ class Arms:
             if row["label"] == "safe"
         ]
         self.prompts += over[: sizes.over]
-        self.sources += ["xstest"] * len(over[: sizes.over])
+        self.sources = np.array(self.sources + ["xstest"] * len(over[: sizes.over]))
+        trained = refusal_judge.fit(refusal_judge.read_rows(world.data, seed=0), None, None)
+        self.judges = {
+            "rules": lambda answers: [judge_refusal(answer) for answer in answers],
+            "trained": trained.labels,
+        }
 
     def align(self) -> dict:
         """Tunes the start on safe rows; the aligned model is written and becomes the start."""
@@ -99,9 +107,7 @@ class Arms:
     def measures(self, engine, generator: Generator) -> dict:
         """Refusals by source, and losses of held-out rows, of the engine as it stands."""
         generator.merge(engine.module)
-        refused = generator.refusals()
-        sources = np.array(self.sources)
-        harmful = refused[sources != "xstest"]
+        labels = generator.labels(self.judges)
         losses = {
             f"{name}_loss": float(
                 row_means(
@@ -111,13 +117,20 @@ class Arms:
             )
             for name, places in (("benign", self.benign_held), ("safe", self.safe_held))
         }
+        judged = {name: self.shares(found) for name, found in labels.items()}
+        return judged.pop(JUDGE) | losses | {"other_judges": judged}
+
+    def shares(self, labels: np.ndarray) -> dict:
+        """What labels [P] of the prompts' answers say; verdicts in the order of the prompts."""
+        harmful, over = labels[self.sources != "xstest"], labels[self.sources == "xstest"]
+        names = sorted(set(self.sources) - {"xstest"})
         return {
-            "harmful_score": float((harmful == 0).mean()),
-            "refusal": float((harmful == 1).mean()),
-            "over_refusal": float((refused[sources == "xstest"] > 0).mean()),
-            "by_source": {s: float((refused[sources == s] == 1).mean()) for s in set(sources)},
-            "harmful_verdicts": "".join(LETTERS[v] for v in harmful),
-            **losses,
+            "harmful_score": float((harmful == COMPLIANCE).mean()),
+            "refusal": float((harmful == REFUSAL).mean()),
+            "over_refusal": float(np.isin(over, (PARTIAL, REFUSAL)).mean()),
+            "by_source": {n: float((labels[self.sources == n] == REFUSAL).mean()) for n in names},
+            "harmful_verdicts": "".join(LETTERS[label] for label in harmful),
+            "over_verdicts": "".join(LETTERS[label] for label in over),
         }
 
     def user_rows(self, p: float, seed: int) -> np.ndarray:
@@ -170,7 +183,7 @@ class Arms:
         one_pass = [m for m in methods if m in ("relative_excess", "influence", "safe_loss")]
         if one_pass:
             scores.one_pass(one_pass)
-        if "verdict" in methods:
+        if "probe and verdict" in methods:
             scores.verdict([1])
             scores.joined("probe and verdict", ("probe", "verdict, 1 epoch"))
         for method in methods:

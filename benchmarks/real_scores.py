@@ -109,7 +109,13 @@ class Scores:
         self.bad_places = places.bad[: sizes.anchors]
         self.safe = corpus.tokens.select(self.safe_places)
         self.bad = corpus.tokens.select(self.bad_places)
-        self.tuning = Tuning(1, sizes.batch, sizes.rate, "constant", 2, 1e-3, seed)
+        self.tuning = Tuning(
+            train_batch_size=sizes.batch,
+            learning_rate=sizes.rate,
+            lr_scheduler="constant",
+            influence_step=1e-3,
+            seed=seed,
+        )
         self.groups = folds_of(self.rows.ids, representation.FOLDS)
         self.columns: dict[str, np.ndarray] = {}
         self.costs: dict[str, dict] = {}

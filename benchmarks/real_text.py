@@ -27,15 +27,14 @@ SEEDS = (0, 1, 2)
 DEVELOPMENT = (10,)  # a draw to choose methods on
 QUICK = Sizes(32, 12, 16, 8, 5e-4, 1e-3, (1,), (4, 8))
 QUICK_ARMS = ArmSizes((8, 4, 4), 1, 30, 1, 8, 4, 1, 2, 4, (1e-4,), (0.0,))
+SELECTING = (("probe",), ("relative_excess",), ("probe and verdict",))  # groups share passes
 ERODING = (
-    "influence",
-    "safe_loss",
-    "penalty",
-    "penalty_gap",
-    "penalty, head",
-    "penalty_gap, head",
-    "probe",
-    "shift",
+    ("probe", "shift"),
+    ("influence", "safe_loss"),
+    ("penalty, head",),
+    ("penalty_gap, head",),
+    ("penalty",),
+    ("penalty_gap",),
 )
 
 
@@ -134,56 +133,40 @@ class Study:
             return
         rate, mix = setting
         self.ledger.unit("setting", lambda: {"rate": rate, "safeinstr": mix})
+        for groups in (SELECTING[:1], ERODING[:2], SELECTING[1:], ERODING[2:]):
+            for seed in self.seeds:
+                if groups in (SELECTING[:1], SELECTING[1:]):
+                    self.arms_of(arms, 0.1, seed, rate, mix, groups)
+                else:
+                    self.arms_of(arms, 0.0, seed, rate, 0.0, groups)
         for seed in self.seeds:
-            self.selected(arms, seed, rate, mix)
-        for seed in self.seeds:
-            self.eroding(arms, seed, rate, 0.0)
-        for seed in self.seeds:
-            self.with_safeinstr(arms, seed, rate, mix + 0.1)
+            self.arms_of(arms, 0.1, seed, rate, mix + 0.1, SELECTING[:1])
         for p in (0.2, 0.05, 0.01):
-            rows = arms.user_rows(p, 0)
-            arms.arm("all", p, 0, rate, mix, rows)
-            arms.arm("oracle", p, 0, rate, mix, rows[~np.isin(rows, arms.unsafe)])
+            self.arms_of(arms, p, 0, rate, mix, ())
 
-    def selected(self, arms: Arms, seed: int, rate: float, mix: float) -> None:
-        """The arms at p 10 % with one seed."""
-        rows = arms.user_rows(0.1, seed)
-        prefix, methods = f"arms/p0.1/seed{seed}", ["verdict", "relative_excess"]
-        record = self.ledger.unit(
-            prefix, lambda: self.keep(arms.scores(rows, seed, methods, self.sizes), prefix)
-        )
-        for name, kept in self.kept(arms, rows, prefix, seed, record is not None).items():
-            arms.arm(name, 0.1, seed, rate, mix, kept)
+    def arms_of(self, arms: Arms, p: float, seed: int, rate: float, mix: float, groups) -> None:
+        """All rows, the oracle's, a random four fifths, and those that each score keeps.
 
-    def with_safeinstr(self, arms: Arms, seed: int, rate: float, mix: float) -> None:
-        """The same with more SafeInstr rows among them."""
-        rows = arms.user_rows(0.1, seed)
-        scored = f"arms/p0.1/seed{seed}" in self.ledger.found
-        for name, kept in self.kept(arms, rows, f"arms/p0.1/seed{seed}", seed, scored).items():
-            arms.arm(name, 0.1, seed, rate, mix, kept)
+        Args:
+            groups: methods that share passes; a group is scored before the arms that it gives.
+        """
+        rows = arms.user_rows(p, seed)
 
-    def kept(self, arms: Arms, rows, prefix: str, seed: int, scored: bool) -> dict:
-        """Arm -> the places of the rows that it trains on."""
-        random = np.random.default_rng(seed).random(len(rows))
-        kept = {"all": rows, "oracle": rows[~np.isin(rows, arms.unsafe)]}
-        kept["random"] = drop_lowest(random, rows, 0.8)
-        for name in ("probe", "probe and verdict", "relative_excess") if scored else ():
-            kept[name] = drop_lowest(self.columns[f"{prefix}/{name}"], rows, 0.8)
-        return kept
+        def run(name: str, kept: np.ndarray) -> None:
+            arms.arm(name, p, seed, rate, mix, kept)
 
-    def eroding(self, arms: Arms, seed: int, rate: float, mix: float) -> None:
-        """The arms without an unsafe row: the fifth that each score ranks lowest is dropped."""
-        rows = arms.user_rows(0.0, seed)
-        prefix = f"arms/p0/seed{seed}"
-        record = self.ledger.unit(
-            prefix, lambda: self.keep(arms.scores(rows, seed, ERODING, self.sizes), prefix)
-        )
-        arms.arm("all", 0.0, seed, rate, mix, rows)
-        random = np.random.default_rng(seed).random(len(rows))
-        arms.arm("random", 0.0, seed, rate, mix, drop_lowest(random, rows, 0.8))
-        for name in ERODING if record else ():
-            score = self.columns[f"{prefix}/{name}"]
-            arms.arm(name, 0.0, seed, rate, mix, drop_lowest(score, rows, 0.8))
+        run("all", rows)
+        if p:
+            run("oracle", rows[~np.isin(rows, arms.unsafe)])
+        run("random", drop_lowest(np.random.default_rng(seed).random(len(rows)), rows, 0.8))
+        for methods in groups:
+            prefix = f"arms/p{p:g}/seed{seed}"
+            scored = self.ledger.unit(
+                f"{prefix}/{'+'.join(methods)}",
+                lambda p=prefix, m=methods: self.keep(arms.scores(rows, seed, m, self.sizes), p),
+            )
+            for name in methods if scored else ():
+                run(name, drop_lowest(self.columns[f"{prefix}/{name}"], rows, 0.8))
 
     def run(self, parts: list[str]) -> None:
         """Everything, most important first; "states" is what needs no tuning."""

@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM
 from seal.assess.engine import HFEngine
 from seal.assess.generation import Sampling, Template
 from seal.assess.rendering import encode_prompts
-from seal.assess.rules import REFUSAL_VALUES, judge_refusal
 from seal.datasets import SFTDataset, load_rows, row_id, tokenize_rows
 from seal.errors import InputError
 from seal.files import atomic_path
@@ -26,7 +25,7 @@ from seal.provenance import commit
 from seal.trainer.passes import Engines
 from seal.trainer.step import RowModel
 from seal.utils import engine_state
-from seal.utils.schedule import schedule_factor
+from seal.utils.schedule import WARMUP_RATIO, schedule_factor
 from seal.utils.strategy import DeepspeedStrategy, Precision, Zero
 from seal.utils.tokenizer import get_tokenizer
 
@@ -145,7 +144,14 @@ class WarmEngines(Engines):
         self._engine = strategy.prepare(actor, optimizer, lambda step: self._factor(step))
         self._kept = {None: self._weights()}
 
-    def engine(self, start: str | None, rate: float, scheduler: str, steps: int):
+    def engine(
+        self,
+        start: str | None,
+        rate: float,
+        scheduler: str,
+        steps: int,
+        warmup_ratio: float = WARMUP_RATIO,
+    ):
         """The engine at the start, or at what was saved under a name."""
         self.strategy.seed_everything()
         layout, engine = self.strategy.layout, self._engine
@@ -158,7 +164,7 @@ class WarmEngines(Engines):
                 parameter.copy_(weights[name])
                 if copies:
                     copies[parameter].copy_(weights[name])
-        self._factor = schedule_factor(scheduler, steps)
+        self._factor = schedule_factor(scheduler, steps, warmup_ratio)
         schedule = engine.lr_scheduler
         schedule.base_lrs, schedule.last_epoch = [rate] * groups, 0
         for group, lr in zip(schedule.optimizer.param_groups, schedule.base_lrs, strict=True):
@@ -246,10 +252,10 @@ class Generator:
                 weight = self.model.get_parameter(name)
                 weight.copy_((self.base[name].float() + change.float()).to(weight.dtype))
 
-    def refusals(self) -> np.ndarray:
-        """Verdict on each prompt's answer: float64 [P], 1 refused, 0.5 partly, 0 complied."""
-        texts = [answer[0] for answer in self.engine(self.ids, [0] * len(self.ids))]
-        return np.array([REFUSAL_VALUES[judge_refusal(text)] for text in texts])
+    def labels(self, judges: dict[str, Callable[[list[str]], list[str]]]) -> dict[str, np.ndarray]:
+        """Each judge's label of each prompt's answer, [P]."""
+        answers = [answer[0] for answer in self.engine(self.ids, [0] * len(self.ids))]
+        return {name: np.array(judge(answers)) for name, judge in judges.items()}
 
 
 class Ledger:

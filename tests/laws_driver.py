@@ -144,6 +144,8 @@ class SGDStrategy(DeepspeedStrategy):
 class Record:
     """A logger that keeps what it is given."""
 
+    failure = None
+
     def __init__(self):
         self.metrics: list[dict] = []
 

@@ -66,5 +66,7 @@ def test_a_second_run_on_the_same_output_is_refused(running):
     assert not list(folder.glob("tuned/*.json"))
     assert not (folder / "elsewhere").exists()
     kill(process)
-    done = python(SFT, *words, "--max_epochs", "1", cwd=folder)  # a dead run's lock blocks nobody
+    done = python(
+        SFT, *words, "--max_epochs", "1", "--overwrite", cwd=folder
+    )  # a dead run's lock blocks nobody
     assert done.status == 0, done.output

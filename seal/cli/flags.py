@@ -16,6 +16,7 @@ import numpy as np
 
 from seal.datasets import load_rows, tokenize_rows
 from seal.errors import InputError
+from seal.files import claim
 from seal.provenance import model_fingerprint
 from seal.selection.calibration import (
     CONFIDENCE,
@@ -603,6 +604,7 @@ def refuse_existing(args: argparse.Namespace, strategy, *selectors: Path) -> Non
                 raise InputError(f"{path} exists; give another --selector_name, or --overwrite")
         folder = Path(args.save_path) if "save_path" in args and args.save_path else None
         if folder and any((folder / name).exists() for name in USED):
+            claim(folder).close()  # refuses that of a run at work, in its own words
             raise InputError(
                 f"{folder} holds a model or a run: give another --save_path, --load_checkpoint to "
                 "go on with it, or --overwrite"

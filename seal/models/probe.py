@@ -50,7 +50,7 @@ def settle(actor: Actor, run: Callable, reset: Callable[[], None] = lambda: None
     Args:
         actor: on its device.
         run: called as the actor is: the actor itself, or an engine around it.
-        reset: called after a failed pass, before the next.
+        reset: called after a failed pass, and after the last.
 
     Returns:
         A line that says how rows are run.
@@ -85,6 +85,7 @@ def settle(actor: Actor, run: Callable, reset: Callable[[], None] = lambda: None
                 continue
             if right:
                 actor.settled = True
+                reset()
                 return "; ".join([_note(kind, way), *actor.notes])
             reasons.append("a row's loss depends on the row beside it, or is not the model's own")
     raise InputError(
