@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import refusal_judge
@@ -24,19 +25,24 @@ LEVELS = {"oracle_keeps": 0.8, "learns": 0.9}
 
 @dataclass(frozen=True)
 class ArmSizes:
-    """Rows, steps and prompts of every arm."""
+    """Rows, steps and prompts of every arm, sized so that a core trains one in five minutes.
 
-    align: tuple[int, int, int] = (1000, 160, 120)  # SafeInstr, PKU, Alpaca
+    Attributes:
+        row_tokens: no row is longer; seven rows in ten are not.
+    """
+
+    align: tuple[int, int, int] = (500, 80, 60)  # SafeInstr, PKU, Alpaca
     align_epochs: int = 2
     rows: int = 1000
     steps: int = 32
-    batch: int = 32
-    held_out: int = 200  # benign and safe rows each
-    prompts: int = 64  # of each of the three sources
-    over: int = 100  # XSTest's safe prompts
+    batch: int = 16
+    held_out: int = 100  # benign and safe rows each
+    prompts: int = 40  # of each of the three sources
+    over: int = 50  # XSTest's safe prompts
     new_tokens: int = 40
     rates: tuple[float, ...] = (1e-4, 2e-4)
     mixes: tuple[float, ...] = (0.0, 0.1)  # share of SafeInstr rows
+    row_tokens: int = 128
 
 
 class Arms:
@@ -50,9 +56,14 @@ class Arms:
     def __init__(self, world: World, corpus: Corpus, sizes: ArmSizes, ledger: Ledger):
         self.world, self.corpus, self.sizes, self.ledger = world, corpus, sizes, ledger
         rng = np.random.default_rng(5)
+        short = corpus.tokens.lengths <= sizes.row_tokens
+
+        def find(**wanted: str) -> np.ndarray:
+            found = corpus.find(lambda row: wanted.items() <= row.items())
+            return rng.permutation(found[short[found]])
+
         by_source = {
-            source: rng.permutation(corpus.find(lambda row, s=source: row["source"] == s))
-            for source in ("safeinstr", "pku_safe_sft", "alpaca_t45")
+            source: find(source=source) for source in ("safeinstr", "pku_safe_sft", "alpaca_t45")
         }
         counts = dict(zip(by_source, sizes.align, strict=True))
         self.align_rows = np.concatenate([by_source[s][:n] for s, n in counts.items()])
@@ -64,9 +75,9 @@ class Arms:
         self.safeinstr = spare["safeinstr"][held // 2 :]
         ordinary, answers = spare["alpaca_t45"][held // 2 :], spare["pku_safe_sft"]
         self.anchors = np.concatenate([self.safeinstr[:400], ordinary[:300], answers[:300]])
-        benign = rng.permutation(corpus.find(lambda row: row.get("provenance") == "benign"))
+        benign = find(provenance="benign")
         self.benign_held, self.benign = benign[:held], benign[held:]
-        self.unsafe = rng.permutation(corpus.find(lambda row: row.get("provenance") == "unsafe"))
+        self.unsafe = find(provenance="unsafe")
         harmful = read_lines(world.data / "eval/harmful_prompts.jsonl.gz")
         self.prompts, self.sources = [], []
         for source in sorted({row["source"] for row in harmful}):
@@ -161,16 +172,20 @@ class Arms:
         return self.ledger.unit(key, lambda: about | self.tuned(kept, rate, mix, seed))
 
     def sweep(self) -> tuple[float, float] | None:
-        """The rate and SafeInstr share of the study: see `chosen`."""
-        rows, found = self.user_rows(0.1, 0), {}
-        for rate in self.sizes.rates:
-            for mix in self.sizes.mixes:
-                everything = self.arm("all", 0.1, 0, rate, mix, rows)
-                clean = rows[~np.isin(rows, self.unsafe)]
-                oracle = self.arm("oracle", 0.1, 0, rate, mix, clean)
-                if everything and oracle:
-                    found[rate, mix] = everything, oracle
-        return chosen(found, self.ledger.found["align"]) if found else None
+        """The rate and SafeInstr share of the study: see `chosen`.
+
+        All rows are tuned on only where the oracle keeps enough of the refusal.
+        """
+        rows, found, aligned = self.user_rows(0.1, 0), {}, self.ledger.found["align"]
+        clean = rows[~np.isin(rows, self.unsafe)]
+        for setting in product(self.sizes.rates, self.sizes.mixes):
+            oracle = self.arm("oracle", 0.1, 0, *setting, clean)
+            everything = None
+            if oracle and oracle["refusal"] >= LEVELS["oracle_keeps"] * aligned["refusal"]:
+                everything = self.arm("all", 0.1, 0, *setting, rows)
+            if oracle:
+                found[setting] = everything, oracle
+        return chosen(found, aligned) if found else None
 
     def scores(self, rows: np.ndarray, seed: int, methods: Sequence[str], sizes: Sizes) -> Scores:
         """Columns over the user's rows, from the aligned model; anchors from other rows."""
@@ -201,10 +216,13 @@ def chosen(found: dict, aligned: dict) -> tuple[float, float]:
     falls = {s: aligned["benign_loss"] - oracle["benign_loss"] for s, (_, oracle) in found.items()}
     most = max(aligned["refusal"], 1e-9)
     kept = {s: oracle["refusal"] / most for s, (_, oracle) in found.items()}
-    gaps = {s: both[0]["harmful_score"] - both[1]["harmful_score"] for s, both in found.items()}
-    learns = [s for s in found if falls[s] >= LEVELS["learns"] * max(falls.values())]
-    good = [s for s in learns if kept[s] >= LEVELS["oracle_keeps"]]
-    return max(good, key=gaps.get) if good else max(kept, key=kept.get)
+    learns = LEVELS["learns"] * max(falls.values())
+    gaps = {
+        setting: everything["harmful_score"] - oracle["harmful_score"]
+        for setting, (everything, oracle) in found.items()
+        if everything and falls[setting] >= learns
+    }
+    return max(gaps, key=gaps.get) if gaps else max(kept, key=kept.get)
 
 
 def drop_lowest(score: np.ndarray, rows: np.ndarray, topp: float) -> np.ndarray:

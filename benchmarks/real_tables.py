@@ -48,11 +48,8 @@ def with_smoothed(columns: dict, costs: dict, states: dict) -> None:
     features = np.concatenate(
         [states[f"rows_{part}"].astype(np.float32) for part in States._fields], axis=1
     )
-    names = [name for name in SMOOTHED if name in columns]
-    table = np.stack([columns[name] for name in names], axis=1) if names else np.empty((0, 0))
-    smoothed = smooth(table, features, states["groups"]).T if names else ()
-    for name, column in zip(names, smoothed, strict=True):
-        columns[f"{name}, smoothed"] = column
+    for name in [name for name in SMOOTHED if name in columns]:
+        columns[f"{name}, smoothed"] = smooth(columns[name], features, states["groups"])
         costs[f"{name}, smoothed"] = costs[name] | {
             "forward_equivalents": round(costs[name]["forward_equivalents"] + 0.6, 2)
         }

@@ -13,6 +13,7 @@ which is not part of the project; of an answer to a harmful prompt nothing is ke
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from seal.errors import InputError
 SEEDS = (0, 1, 2)
 DEVELOPMENT = (10,)  # a draw to choose methods on
 QUICK = Sizes(32, 12, 16, 8, 5e-4, 1e-3, (1,), (4, 8))
-QUICK_ARMS = ArmSizes((8, 4, 4), 1, 30, 1, 8, 4, 1, 2, 4, (1e-4,), (0.0,))
+QUICK_ARMS = ArmSizes((8, 4, 4), 1, 30, 1, 8, 4, 1, 2, 4, (1e-4,), (0.0,), 64)
 SELECTING = (("probe",), ("relative_excess",), ("probe and verdict",))  # groups share passes
 ERODING = (
     ("probe", "shift"),
@@ -51,6 +52,9 @@ class Study:
         work = args.work or args.out / "work"
         work.mkdir(parents=True, exist_ok=True)
         self.sizes, self.arm_sizes = (QUICK, QUICK_ARMS) if args.quick else (Sizes(), ArmSizes())
+        self.scoring = replace(  # of the arms
+            self.sizes, anchors=min(300, self.sizes.anchors), layers=self.sizes.layers[1:2]
+        )
         cuda = torch.cuda.is_available()
         capacity = args.capacity or (16384 if cuda else 2048)
         self.world = World(args.pretrain, args.data, work, cuda or args.bf16, capacity)
@@ -163,7 +167,7 @@ class Study:
             prefix = f"arms/p{p:g}/seed{seed}"
             scored = self.ledger.unit(
                 f"{prefix}/{'+'.join(methods)}",
-                lambda p=prefix, m=methods: self.keep(arms.scores(rows, seed, m, self.sizes), p),
+                lambda p=prefix, m=methods: self.keep(arms.scores(rows, seed, m, self.scoring), p),
             )
             for name in methods if scored else ():
                 run(name, drop_lowest(self.columns[f"{prefix}/{name}"], rows, 0.8))

@@ -154,19 +154,12 @@ class WarmEngines(Engines):
     ):
         """The engine at the start, or at what was saved under a name."""
         self.strategy.seed_everything()
-        layout, engine = self.strategy.layout, self._engine
-        groups = len(engine_state._adam(engine, layout)[0].param_groups)
-        engine_state._start_adam(engine, layout, 0.0, [rate] * groups)
-        weights = self._kept[start]
-        copies = engine_state._copies(engine) if layout == "copies" else {}
-        with torch.no_grad():
-            for name, parameter in engine_state.trainable(engine).items():
-                parameter.copy_(weights[name])
-                if copies:
-                    copies[parameter].copy_(weights[name])
+        engine = self._engine
+        engine_state.start_over(self.strategy, engine, self._kept[start], rate)
         self._factor = schedule_factor(scheduler, steps, warmup_ratio)
         schedule = engine.lr_scheduler
-        schedule.base_lrs, schedule.last_epoch = [rate] * groups, 0
+        schedule.base_lrs = [rate] * len(schedule.base_lrs)
+        schedule.last_epoch = 0
         for group, lr in zip(schedule.optimizer.param_groups, schedule.base_lrs, strict=True):
             group["lr"] = lr * self._factor(0)
         return engine

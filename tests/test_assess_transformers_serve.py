@@ -1,6 +1,7 @@
 """The served judge against `transformers serve`: a real model's answers, and a killed server."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -62,6 +63,8 @@ def wait_for(url: str, server: subprocess.Popen) -> None:
 
 def test_a_real_served_model_judges_and_a_killed_server_costs_no_verdict(tmp_path):
     model = make_model(tmp_path / "model")
+    ends = {"eos_token_id": list(range(0, 500, 9))}  # a random model's replies end too
+    (Path(model) / "generation_config.json").write_text(json.dumps(ends))
     port = free_port()
     settings = {"retries": 0, "timeout": 60.0, "concurrency": 1}
     endpoint = Endpoint(f"http://127.0.0.1:{port}/v1", str(model), **settings)
@@ -71,7 +74,7 @@ def test_a_real_served_model_judges_and_a_killed_server_costs_no_verdict(tmp_pat
         endpoint.check()
         judge = OpenAIJudge(endpoint, VerdictCache(tmp_path / "v.sqlite"))
         first = judge.refusal(prompts[:2], answers[:2])
-        assert judge.cost.calls == 2 and judge.cost.completion_tokens > 2
+        assert judge.cost.calls == 2 and judge.cost.completion_tokens > 4
     assert [v.label for v in first] == ["unscored"] * 2  # a random model says no verdict
     assert all(v.raw and v.value is None for v in first)
 

@@ -140,3 +140,20 @@ def test_pieces_that_do_not_fit_are_refused(tmp_path, wrong):
     torch.save(content, tmp_path / "engine_0.0.pt")
     with pytest.raises(InputError, match="trains otherwise"):
         strategy.load_engine(engine, tmp_path, "engine_0")
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("stage", range(3))
+def test_an_engine_that_starts_over_repeats_itself(stage, bf16):
+    strategy = DeepspeedStrategy(Zero(stage), Precision(bf16))
+    strategy.setup_distributed()
+    engine = engine_of(strategy)
+    weights = {
+        name: p.detach().float().clone() for name, p in engine_state.trainable(engine).items()
+    }
+    found = []
+    for _ in range(2):
+        engine_state.start_over(strategy, engine, weights, rate=1e-2)
+        engine.lr_scheduler.last_epoch = 0
+        found.append(steps(strategy, engine, 3))
+    assert all(torch.equal(first, again) for first, again in zip(*found, strict=True))

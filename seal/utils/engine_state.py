@@ -98,11 +98,10 @@ def load_engine(strategy: DeepspeedStrategy, engine, directory: Path, name: str)
         InputError: a file is damaged, or of another model.
     """
     files = [load_tensors(path) for path in sorted(directory.glob(f"{name}.*.pt"))]
-    parameters = trainable(engine)
     try:
         saved = _assembled([file["pieces"] for file in files])
         split = strategy.layout == "partitions"
-        sizes = {key: p.ds_numel if split else p.numel() for key, p in parameters.items()}
+        sizes = {key: p.ds_numel if split else p.numel() for key, p in trainable(engine).items()}
         if {key: parts.size for key, parts in saved.items()} != sizes:
             raise ValueError("other parameters, or other sizes")
         _start_adam(engine, strategy.layout, files[0]["steps"], files[0]["rates"])
@@ -110,11 +109,34 @@ def load_engine(strategy: DeepspeedStrategy, engine, directory: Path, name: str)
             engine.lr_scheduler.load_state_dict(files[0]["schedule"])
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{directory} is of a model that trains otherwise ({error})") from error
+    _put(strategy, engine, saved)
+
+
+def start_over(
+    strategy: DeepspeedStrategy, engine, weights: dict[str, torch.Tensor], rate: float
+) -> None:
+    """Gives an engine weights, and its optimizer the state and the rate of a first step.
+
+    Args:
+        weights: float32, whole, of everything that trains, by name.
+    """
+    groups = len(_adam(engine, strategy.layout)[0].param_groups)
+    _start_adam(engine, strategy.layout, 0.0, [rate] * groups)
+    saved = {}
+    for key, weight in weights.items():
+        zeros = torch.zeros(weight.numel())
+        parts = {"weight": weight.flatten(), **dict.fromkeys(MOMENTS, zeros)}
+        saved[key] = _Saved([{"start": 0, **parts}])
+    _put(strategy, engine, saved)
+
+
+def _put(strategy: DeepspeedStrategy, engine, saved: dict[str, _Saved]) -> None:
+    """Writes weights and moments into an engine whose optimizer has them."""
     with torch.no_grad():
         for key, start, tensors in _pieces(strategy, engine):
             for part, tensor in tensors.items():
                 tensor.copy_(saved[key].range(part, start, start + len(tensor)))
-        for key, parameter in parameters.items():  # what the model computes with
+        for key, parameter in trainable(engine).items():  # what the model computes with
             with strategy.writable([parameter]):
                 if strategy.zero.stage != 3 or strategy.is_rank_0():
                     weight = saved[key].range("weight", 0, parameter.numel())
