@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import shlex
 from dataclasses import dataclass
 from itertools import product
@@ -9,12 +10,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from selection_table import AGAIN
 
 from seal.cli import flags
 from seal.cli.score_dataset import score
 from seal.cli.train_sft_selector import train
 from seal.datasets import SFTDataset, load_rows, tokenize_rows
+from seal.demo import Plan
 from seal.demo.evaluation import read_lines
+from seal.demo.world import make_rows
 from seal.models.actor import ModelSettings
 from seal.selection.artefact import Selection, read_selection
 from seal.selection.calibration import auto_topp
@@ -43,7 +47,12 @@ METHODS = {
     "safe_loss": "--method safe_loss",
     "excess_loss": "--method excess_loss",
     "relative_excess": "--method relative_excess",
-    "relative_excess_auto": "--method relative_excess --canary_fraction 0.5 --canary_dataset",
+    "relative_excess_auto": (
+        "--method relative_excess --canary_fraction 0.5 --canary_dataset {world}/canaries.jsonl"
+    ),
+    "probe": "--method probe --unsafe_dataset {world}/canaries.jsonl",
+    "knn": "--method knn --unsafe_dataset {world}/canaries.jsonl",
+    "probe_other_kind": "--method probe --unsafe_dataset {work}/other_kind.jsonl",
     "published": f"{LOOP} penalty {PUBLISHED}",
     "published_1_epoch": f"{LOOP} penalty {PUBLISHED} --max_epochs 1",
     "penalty": f"{LOOP} penalty",
@@ -59,7 +68,6 @@ for _estimator, _rate, _weight in product(("penalty", "penalty_gap"), RATES, WEI
     )
 SAFEINSTR = {"safeinstr_100": 100, "safeinstr_500": 500, "relative_excess_safeinstr_100": 100}
 ARMS = ("all", "oracle", *METHODS, "penalty_gap_logit", *SAFEINSTR)
-AGAIN = 1000  # added to the seed of a second draw of random rows
 CONFIDENCE = 0.95
 
 
@@ -111,14 +119,22 @@ def load_world(directory: Path, work: Path, tier: str, poison: float, seed: int)
     return World(directory, work, tier, poison, seed, safe, user, provenance, engines)
 
 
+def arm_flags(world: World, arm: str) -> str:
+    """What makes an arm of METHODS; known-bad rows of a kind that was not planted are written."""
+    other = world.work / "other_kind.jsonl"
+    if "other_kind" in arm and not other.exists():
+        tier = "plain" if world.tier == "implicit" else "implicit"
+        rows = make_rows(Plan(tier=tier, seed=world.seed + AGAIN))["canaries"]
+        other.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return METHODS[arm].format(world=world.directory, work=world.work)
+
+
 def run_script(world: World, arm: str, rows: Path | str | None = None) -> Selection:
     """The selector of one arm of METHODS over the user's rows, or over others.
 
     What the script prints is kept back. A selector that is there already is read.
     """
-    words, loop = METHODS[arm], METHODS[arm].startswith(LOOP)
-    if words.endswith("--canary_dataset"):
-        words += f" {world.directory / 'canaries.jsonl'}"
+    words, loop = arm_flags(world, arm), METHODS[arm].startswith(LOOP)
     name = arm if rows is None else f"{arm}_of_{Path(str(rows)).stem}"
     path = world.work / f"{name}_softmax.parquet" if loop else world.work / f"{name}.parquet"
     seed = world.seed + (AGAIN if arm == "random_again" else 0)

@@ -16,7 +16,7 @@ from seal.selection.artefact import read_selection
 from seal.trainer.scorers import METHODS
 
 pytestmark = pytest.mark.slow
-PLAN = Plan(rows=60, safe_rows=60, aligned_rows=120, epochs=1, eval_rows=10, canary_rows=10)
+PLAN = Plan(rows=60, safe_rows=60, aligned_rows=120, epochs=1, eval_rows=10, canary_rows=30)
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +29,8 @@ def world(tmp_path_factory):
 def words(world, out, method: str) -> list[str]:
     folder = world.directory
     return (
-        f"{benchmark.METHODS[method]} {benchmark.COMMON} --seed 0 --pretrain {folder / 'model'} "
-        f"--dataset {folder / 'safe.jsonl'} --new_dataset {folder / 'user.jsonl'} "
+        f"{benchmark.arm_flags(world, method)} {benchmark.COMMON} --seed 0 "
+        f"--pretrain {folder / 'model'} --dataset {folder / 'safe.jsonl'} --new_dataset {folder / 'user.jsonl'} "
         f"--selector_save_dir {out} --selector_name {method}"
     ).split()
 
