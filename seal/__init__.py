@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import datasets
 
+    from seal.selection.artefact import Selection
+
 __version__ = "0.1.0"
 
 
@@ -61,3 +63,42 @@ def select(
         max_canary_kept=max_canary_kept,
         confidence=confidence,
     )
+
+
+def score(
+    dataset: "datasets.Dataset | str",
+    safe: "datasets.Dataset | str",
+    method: str,
+    *,
+    pretrain: str,
+    out: str | os.PathLike,
+    **flags,
+) -> "Selection":
+    """Scores every row by one method, in this process, and writes the selector.
+
+    The scores and the file are those of `examples/score_dataset.py` with the same flags.
+
+    Args:
+        dataset: rows to score, of any schema of `docs/data.md`, or the name of a file or dataset.
+        safe: the trusted rows, likewise.
+        method: how a row is scored; `docs/method.md` compares the methods.
+        pretrain: model directory or hub name.
+        out: the .parquet file to write.
+        flags: any other flag of the script by its name (`docs/flags.md`): True sets a switch, and
+            `unsafe_dataset` and `canary_dataset` take rows as `dataset` does.
+
+    Returns:
+        The selector: `score`, float32 [N], higher = keep, beside `id`, `row` and `meta`.
+
+    Raises:
+        InputError: an unknown method or flag, a value out of bounds, unreadable rows, or a
+            selector is there and `overwrite` is not given.
+
+    Examples:
+        >>> seal.score(rows, "safe.jsonl", "relative_excess", pretrain="MODEL", out="mine.parquet")
+        >>> kept = seal.select(rows, "mine.parquet", topp=0.8)
+    """
+    from seal.cli.score_dataset import score_values  # `import seal` itself loads nothing
+
+    given = {"new_dataset": dataset, "dataset": safe, "method": method, "pretrain": pretrain}
+    return score_values(out, flags | given)

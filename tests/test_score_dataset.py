@@ -1,5 +1,6 @@
 """examples/score_dataset.py: every method writes its artefact, resumes, and refuses well."""
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -11,6 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from tiny_world import make_model, make_rows, write_rows
 from transformers import AutoModelForCausalLM
 
+import seal
 from seal.cli.flags import score_parser
 from seal.cli.score_dataset import score
 from seal.datasets import load_rows, tokenize_rows
@@ -72,6 +74,33 @@ def test_every_method_scores_every_row(flags, method):
     assert np.isfinite(found.score).all() and len(np.unique(found.score)) > 20
     again = run(flags, method=method)  # finished parts are read, nothing is tuned again
     np.testing.assert_array_equal(again.score, found.score)
+
+
+@pytest.mark.parametrize("method", ["relative_excess", "dsir", "probe"])
+def test_seal_score_equals_the_script(flags, tmp_path, method):
+    """Rows in memory, and in another schema, without a command line."""
+    by_script = run(flags, method=method, selector_name=f"script_{method}")
+    names = ("train_batch_size", "micro_train_batch_size", "max_len", "learning_rate")
+    rest = {name: flags[name] for name in (*names, "tune_epochs", "unsafe_dataset")}
+    rows = datasets.Dataset.from_json(str(flags["new_dataset"]))
+    rows = rows.rename_columns({"prompt": "instruction", "response": "output"})
+    for out in (tmp_path / "mine.parquet", tmp_path / "again.parquet"):
+        pretrain, work = flags["pretrain"], tmp_path / "parts"  # the second finds finished parts
+        safe, rest["work_dir"] = str(flags["dataset"]), work
+        found = seal.score(rows, safe, method, pretrain=pretrain, out=out, **rest)
+        np.testing.assert_array_equal(found.score, by_script.score)
+        assert found.meta["dataset"]["scored"] == 30 and (found.id == by_script.id).all()
+    assert len(seal.select(rows, tmp_path / "mine.parquet", 0.5)) == 15
+
+
+def test_seal_score_refuses_in_one_line(flags, tmp_path):
+    needed = {"dataset": "u.jsonl", "safe": "s.jsonl", "method": "random", "pretrain": "M"}
+    wrong = {"out": tmp_path / "a.csv"}, {"fold": 3}, {"folds": True}, {"max_len": 2}
+    says = ".parquet, got", "did you mean folds", "takes text or a number", "at least 4 tokens"
+    for extra, told in zip(wrong, says, strict=True):
+        with pytest.raises(InputError, match=told):
+            seal.score(**needed | {"out": tmp_path / "a.parquet"} | extra)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_halves_of_a_pass_are_the_even_and_the_odd_tokens(flags):

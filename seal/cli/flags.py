@@ -18,13 +18,14 @@ from seal.datasets import load_rows, tokenize_rows
 from seal.errors import InputError
 from seal.files import claim
 from seal.provenance import model_fingerprint
+from seal.selection.artefact import selection_meta
 from seal.selection.calibration import (
     CONFIDENCE,
     MAX_CANARY_KEPT,
     canaries_needed,
     draw_canaries,
 )
-from seal.utils.config import config_words, meant
+from seal.utils.config import config_words, meant, words_of
 from seal.utils.logger import Logger, NoLogger, WandbSettings
 from seal.utils.record import run_config
 
@@ -67,9 +68,15 @@ class Parser(argparse.ArgumentParser):
         args, _ = finder.parse_known_args(words)
         if not all(args.config) or not args.config:  # argparse says what is missing
             return super().parse_args(words)
-        flags = [action for action in self._actions if action.dest not in ("help", "config")]
-        given = [word for path in args.config for word in config_words(path, flags)]
+        given = [word for path in args.config for word in config_words(path, self._flags())]
         return super().parse_args([*given, *words])
+
+    def parse_values(self, values: dict, source: str) -> argparse.Namespace:
+        """Flags as Python values; see `seal.utils.config.words_of`."""
+        return super().parse_args(words_of(values, self._flags(), source))
+
+    def _flags(self) -> list[argparse.Action]:
+        return [action for action in self._actions if action.dest not in ("help", "config")]
 
     def error(self, message: str):
         """Reports a flag that does not parse, and what an unknown one may have been meant for."""
@@ -621,6 +628,22 @@ def identity(args: argparse.Namespace, row_ids: np.ndarray) -> dict:
     contents = {f"{name}'s content": model_fingerprint(fixed[name]) for name in models}
     rows = hashlib.sha256(row_ids.tobytes()).hexdigest()[:32]
     return fixed | contents | {"rows' content": rows}
+
+
+def artefact_meta(args: argparse.Namespace, user, method: str, model: str | None) -> dict:
+    """What the artefact of `user`, the scored rows, says of the run, beside its figures."""
+    run = run_config(vars(args))
+    return {"command": run["command"]} | selection_meta(
+        method=method,
+        arguments=run["arguments"],
+        fingerprint=user.fingerprint,
+        raw=user.raw,
+        skipped=user.skipped,
+        model=model,
+        tokenizer=args.pretrain,
+        max_len=args.max_len,
+        seed=args.seed,
+    )
 
 
 def checkpoint_flags(args: argparse.Namespace, row_ids: np.ndarray) -> dict:

@@ -7,25 +7,30 @@ Writes `<selector_save_dir>/<selector_name>.parquet`. Started again after an int
 up the finished parts of `--work_dir`. Methods that share a `--work_dir` share their passes.
 """
 
+import os
+import tempfile
 from pathlib import Path
 
+import datasets
 import numpy as np
 
 from seal.cli import flags
 from seal.datasets import concatenate, load_rows
 from seal.errors import InputError
 from seal.models.actor import ModelSettings, count_layers
-from seal.selection.artefact import selection_meta, write_selection
+from seal.selection.artefact import Selection, read_selection, write_selection
 from seal.selection.calibration import calibrate
 from seal.selection.evidence import told
 from seal.selection.representation import check_anchors, layers_to_try
 from seal.trainer.passes import Engines, Passes, Tuning
 from seal.trainer.scorers import ANCHORED, MODEL_FREE, OVER_STATES, check_method, score_rows
 from seal.trainer.scoring import Parts
-from seal.utils import entry, record
+from seal.utils import entry
 from seal.utils.tokenizer import get_tokenizer
 
-NOT_OF_A_PASS = ("method", "selector_name", "work_dir", "unsafe_dataset", "layer", "smooth")
+# The rows of --dataset and its kind are in a pass's key by their content.
+NOT_OF_A_PASS = ("method", "selector_name", "work_dir", "layer", "smooth", "unsafe_dataset")
+NOT_OF_A_PASS += ("dataset", "new_dataset", "canary_dataset")
 
 
 def score(args) -> Path:
@@ -64,7 +69,8 @@ def score(args) -> Path:
         layers=layers,
     )
     scored = score_rows(passes, args.method, args.smooth)
-    meta = describe(args, user) | {
+    model = None if model_free(args) else args.pretrain
+    meta = flags.artefact_meta(args, user, args.method, model) | {
         "seconds": {"score": scored.seconds},
         "cpu_seconds": scored.cpu_seconds,
         "forward_equivalents": round(scored.forward_equivalents, 2),
@@ -114,20 +120,21 @@ def texts(args, n_user: int, pool) -> tuple[list[str], list[str]]:
     return scored, read(args.dataset, args.dataset_probs)
 
 
-def describe(args, user) -> dict:
-    """What the artefact says of the run, beside its figures."""
-    run = record.run_config(vars(args))
-    return {"command": run["command"]} | selection_meta(
-        method=args.method,
-        arguments=run["arguments"],
-        fingerprint=user.fingerprint,
-        raw=user.raw,
-        skipped=user.skipped,
-        model=None if model_free(args) else args.pretrain,
-        tokenizer=args.pretrain,
-        max_len=args.max_len,
-        seed=args.seed,
-    )
+def score_values(out: str | os.PathLike, values: dict) -> Selection:
+    """Scores rows by flags as Python values; `seal.score` documents them.
+
+    A `datasets.Dataset` goes through a temporary file, so that it is read like any other.
+    """
+    out = Path(out)
+    if out.suffix != ".parquet":
+        raise InputError(f"out must end in .parquet, got {out}")
+    values |= {"selector_save_dir": out.parent, "selector_name": out.stem}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, value in values.items():
+            if isinstance(value, datasets.Dataset):
+                values[name] = f"{scratch}/{name}.parquet"
+                value.with_format(None).to_parquet(values[name])
+        return read_selection(score(flags.score_parser().parse_values(values, "score")))
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from seal.errors import InputError
 from seal.models.actor import MAIN, TRACKER, ModelSettings, load_actor
 from seal.models.selector import Selector
 from seal.provenance import sha256_of_file
-from seal.selection.artefact import selection_meta, write_selection
+from seal.selection.artefact import write_selection
 from seal.selection.calibration import calibrate
 from seal.selection.evidence import told
 from seal.trainer.checkpoint import Checkpoints
@@ -65,7 +65,8 @@ def train(args) -> None:
         evaluations["eval"] = held_out
 
     plan = flags.settings(SelectorPlan, args, **flags.cadence(args, steps_per_epoch))
-    meta = describe(args, user, plan.forward_equivalents(tracker is not None))
+    meta = flags.artefact_meta(args, user, args.selector_estimator, args.pretrain)
+    meta["forward_equivalents"] = plan.forward_equivalents(tracker is not None)
     cpu = time.process_time()
 
     def save(path: str, score=None, evidence=None) -> dict:
@@ -161,22 +162,6 @@ def final_score(model, tracker, n_safe):
         for half in (None, 0, 1)
     )
     return score, {"reliability": reliability_of_rows(*halves), "moved": {}}
-
-
-def describe(args, user, cost: float) -> dict:
-    """What the artefact says of the run; `cost` in forward passes a row."""
-    run = record.run_config(vars(args))
-    return {"command": run["command"], "forward_equivalents": cost} | selection_meta(
-        method=args.selector_estimator,
-        arguments=run["arguments"],
-        fingerprint=user.fingerprint,
-        raw=user.raw,
-        skipped=user.skipped,
-        model=args.pretrain,
-        tokenizer=args.pretrain,
-        max_len=args.max_len,
-        seed=args.seed,
-    )
 
 
 def write_model_card(args, base: Path, safe, user) -> None:

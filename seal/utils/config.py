@@ -49,13 +49,7 @@ def meant(name: str, known: Iterable[str], dashes: str = "") -> str:
 
 
 def config_words(path: str, actions: list[argparse.Action]) -> list[str]:
-    """The words that say on a command line what the file says; argparse then reads both alike.
-
-    Args:
-        path: a YAML mapping of flag names, without dashes, to values. `true` and `false` set a
-            switch, a list gives a flag several values (commas between them for datasets, their
-            probabilities and columns), and an empty value leaves the default.
-        actions: the flags that may stand in it.
+    """The words that say on a command line what a YAML mapping says; see `words_of`.
 
     Raises:
         InputError: the file is no such mapping, or a key or the type of a value is wrong.
@@ -66,15 +60,31 @@ def config_words(path: str, actions: list[argparse.Action]) -> list[str]:
         raise InputError(f"--config {path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise InputError(f"--config {path} must hold `flag: value` lines")
+    return words_of(values, actions, f"--config {path}")
+
+
+def words_of(values: dict, actions: list[argparse.Action], source: str) -> list[str]:
+    """The words for flags and their values; argparse then reads both alike.
+
+    Args:
+        values: by flag, without dashes. True and False set a switch, a list gives a flag several
+            values (commas between them for datasets, their probabilities and columns), and None
+            leaves the default.
+        actions: the flags that may stand in it.
+        source: of the values, for messages.
+
+    Raises:
+        InputError: a key or the type of a value is wrong.
+    """
     known = {action.dest: action for action in actions}
     words = []
     for name, value in values.items():
         if name not in known:
-            raise InputError(f"--config {path}: unknown flag {name!r}; {meant(str(name), known)}")
+            raise InputError(f"{source}: unknown flag {name!r}; {meant(str(name), known)}")
         try:
             words += _words(known[name], value)
         except ValueError as error:
-            raise InputError(f"--config {path}: {name} {error}") from error
+            raise InputError(f"{source}: {name} {error}") from error
     return words
 
 
