@@ -30,7 +30,8 @@ def words(world, out, method: str) -> list[str]:
     folder = world.directory
     return (
         f"{benchmark.arm_flags(world, method)} {benchmark.COMMON} --seed 0 "
-        f"--pretrain {folder / 'model'} --dataset {folder / 'safe.jsonl'} --new_dataset {folder / 'user.jsonl'} "
+        f"--pretrain {folder / 'model'} --dataset {folder / 'safe.jsonl'} "
+        f"--new_dataset {folder / 'user.jsonl'} "
         f"--selector_save_dir {out} --selector_name {method}"
     ).split()
 
