@@ -152,7 +152,8 @@ def paired_bootstrap(
         confidence: Coverage of the interval, in (0, 1).
 
     Returns:
-        The difference mean(a) - mean(b), its percentile interval, and
+        The difference mean(a) - mean(b), its percentile interval (of 0/1 answers that all differ
+        alike, the exact bound on pairs that would not), and
         p = 2 * (1 + min(#draws <= 0, #draws >= 0)) / (n + 1), at most 1.
 
     Raises:
@@ -169,6 +170,9 @@ def paired_bootstrap(
     draws = np.array([gap[rng.integers(len(gap), size=len(gap))].mean() for _ in range(n)])
     tail = (1 - confidence) / 2
     low, high = np.quantile(draws, [tail, 1 - tail])
+    if np.ptp(gap) == 0 and np.isin([a, b], (0, 1)).all():  # resampling sees no other pair
+        bound = clopper_pearson(0, len(gap), confidence)[1]
+        low, high = max(-1.0, low - bound), min(1.0, high + bound)
     extreme = 1 + min(int((draws <= 0).sum()), int((draws >= 0).sum()))
     return PairedDifference(
         float(gap.mean()), float(low), float(high), min(1.0, 2 * extreme / (n + 1))

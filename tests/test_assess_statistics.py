@@ -140,3 +140,10 @@ def test_rogan_gladen_finds_the_true_rate_about_as_often_as_it_says():
     assert perfect.estimate == 0.25
     with pytest.raises(ValueError, match="must exceed 1"):
         rogan_gladen([1, 0], (5, 10), (5, 10))
+
+
+def test_paired_answers_that_never_differ_still_have_an_interval():
+    found = paired_bootstrap(np.ones(20), np.ones(20))
+    bound = clopper_pearson(0, 20)[1]
+    assert found == pytest.approx((0, -bound, bound, 1)) and 0.1 < bound < 0.2
+    assert paired_bootstrap(np.ones(20), np.zeros(20))[:3] == pytest.approx((1, 1 - bound, 1))

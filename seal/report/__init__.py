@@ -22,10 +22,16 @@ from seal.report.rows import (
 )
 from seal.report.runs import read_metrics, read_seconds
 from seal.selection.artefact import read_selection
-from seal.selection.calibration import CONFIDENCE, MAX_CANARY_KEPT, recall_at, share_kept
-from seal.selection.evidence import doubts
+from seal.selection.calibration import (
+    CONFIDENCE,
+    MAX_CANARY_KEPT,
+    auto_topp,
+    recall_at,
+    share_kept,
+)
+from seal.selection.evidence import doubts, told
 
-USUAL_COLUMNS = ("provenance", "source", "category")  # shown when no column is asked for
+USUAL_COLUMNS = ("origin", "provenance", "source", "category")  # shown when no column is asked for
 
 
 def write_report(
@@ -88,13 +94,30 @@ def write_report(
         **_selection_part(read, topp, dataset, columns, redact_text, rows_shown),
         **_runs_part(results, evaluation, metrics, read.meta),
         "provenance": sections.provenance(read.meta),
-        "calibration": sections.calibration(read.meta, recall_at(read, topp)),
+        "evidence": [line for line in told(read.meta) if not line.startswith("warning: ")],
+        "calibration": sections.calibration(
+            read.meta,
+            recall_at(read, topp),
+            _calibrated(read, max_canary_kept, confidence),
+        ),
     }
     page["verdict"] = sections.verdict(page) + [f"In doubt: {one}." for one in doubts(read.meta)]
     html = _environment().get_template("template.html.jinja").render(page)
     with atomic_path(out) as tmp:
         tmp.write_text(html, "utf-8", errors="replace")
     return Path(out)
+
+
+def _calibrated(read, max_canary_kept: float, confidence: float) -> dict | str | None:
+    """The canaries' own cut: its share, threshold and limits, or why there is none."""
+    if not read.meta.get("calibration", {}).get("canary_scores"):
+        return None
+    try:
+        share = auto_topp(read, max_canary_kept, confidence)
+    except InputError as error:
+        return str(error)
+    limits = {"max_canary_kept": max_canary_kept, "confidence": confidence}
+    return {"share": share, **limits, **recall_at(read, share)}
 
 
 def _selection_part(read, topp, dataset, columns, redact_text, rows_shown) -> dict:
@@ -124,6 +147,8 @@ def _selection_part(read, topp, dataset, columns, redact_text, rows_shown) -> di
 def _groups(origin: Origin, columns: Sequence[str], redact_text: bool) -> list:
     found = []
     for name in columns or USUAL_COLUMNS:
+        if not columns and name == "origin" and len(origin.rows.unique("origin")) < 2:
+            continue
         group = column_groups(origin, name, redact_text)
         if group is not None:
             found.append((name, group))

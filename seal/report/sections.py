@@ -223,21 +223,26 @@ def is_ranking(name: str) -> bool:
     return bool({"churn", "ess", "spearman", "overlap"} & set(words))
 
 
-def calibration(meta: dict, recall: dict) -> dict | None:
-    """The canary calibration written into the artefact, as texts and a chart.
+def calibration(meta: dict, at_cut: dict, calibrated: dict | str | None) -> dict | None:
+    """The canary calibration of the artefact, as texts and a chart.
 
     Args:
-        meta: of the artefact; recall: `seal.selection.calibration.recall_at` the threshold.
+        meta: of the artefact.
+        at_cut: `seal.selection.calibration.recall_at` this report's cut.
+        calibrated: the canaries' own cut with its share and limits, or why there is none.
     """
     if not meta.get("calibration"):
         return None
-    found = meta["calibration"] | recall
-    out = {"n": found.get("n"), "threshold": found.get("threshold"), "measures": [], "figure": None}
-    for key, title in (("auroc", "AUROC"), ("recall", "recall")):
+    found = meta["calibration"] | {k: v for k, v in at_cut.items() if k != "threshold"}
+    out = {"n": found.get("n"), "calibrated": calibrated, "measures": [], "figure": None}
+    for key, title in (("auroc", "AUROC"), ("recall", "dropped at this report's cut")):
         if found.get(key) is not None:
             low, high = found.get(f"{key}_interval") or (None, None)
             measured = {"title": title, "value": found[key], "low": low, "high": high}
             out["measures"].append(measured)
+    low, high = found.get("auroc_interval") or (1.0, 1.0)
+    out["chance"] = low <= 0.5
+    out["reversed"] = high < 0.5
     if found.get("curve"):
         kept, recall = np.asarray(found["curve"], np.float64).T
         order = np.argsort(kept)
@@ -254,7 +259,7 @@ def calibration(meta: dict, recall: dict) -> dict | None:
 
 def provenance(meta: dict) -> list[tuple[str, list[tuple[str, str]]]]:
     """The artefact's metadata as titled lists of names and texts, the nested ones apart."""
-    shown_elsewhere = {"command", "calibration", "seconds"}
+    shown_elsewhere = {"command", "calibration", "evidence", "seconds"}
     flat = [
         (key, _plain(value))
         for key, value in meta.items()
