@@ -38,6 +38,7 @@ LABEL = {  # subcommand -> what of its lines is the same everywhere
     "score-new": slice(0, 15),
 }
 VARIES = ("made by", "commit")  # lines of `seal show`
+COMMIT = re.compile(r"(?<=, commit )\w+")
 
 
 def make_world() -> None:
@@ -108,7 +109,8 @@ def comparable(page: str) -> list[str]:
             label = LABEL.get(words[2] if words[:2] == ["$", "seal"] else "", slice(None))
             lines.append(line)
         else:
-            lines.append(line[:7] if line.startswith(VARIES) else line[label])
+            line = line[:7] if line.startswith(VARIES) else line[label]
+            lines.append(COMMIT.sub("...", line))
     return lines
 
 
