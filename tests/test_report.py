@@ -16,9 +16,10 @@ from seal.command import report
 from seal.datasets import load_rows
 from seal.errors import InputError
 from seal.report import figures, write_report
-from seal.report.rows import tenths
+from seal.report.rows import MAX_VALUE, tenths
 from seal.report.runs import read_metrics, thin
 from seal.selection.artefact import kept_mask, selection_meta, write_selection
+from seal.selection.calibration import calibrate, share_kept
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 EVIL = (
@@ -93,7 +94,7 @@ def write_scores(path: Path, dataset: Path, score: np.ndarray | None = None, **e
         method="penalty_gap",
         arguments={"lr": 1e-5},
         fingerprint="f" * 16,
-        raw=ROWS + 2,
+        raw=len(rows) + 2,
         skipped={"too long": 2},
         model="demo/model",
         tokenizer="demo/model",
@@ -182,6 +183,54 @@ def test_evaluation_calibration_cost_and_command_are_shown(page):
     assert "deepspeed train.py --name '<b>'" in text
     assert "1 values were not finite" in text
     assert "Not given" not in text
+
+
+@pytest.mark.parametrize("kind", ["found", "chance", "preferred"])
+def test_canaries_tell_their_own_threshold_and_what_an_interval_at_chance_means(
+    made, tmp_path, kind
+):
+    first = write_scores(tmp_path / "sel.parquet", made / "user.jsonl").score
+    canaries = {"found": first.min() - 1.0, "chance": 0.0, "preferred": first.max() + 1.0}[kind]
+    spread = np.random.default_rng(1).normal(size=100)
+    canaries = canaries + (spread if kind == "chance" else 0.001 * spread)
+    score = np.random.default_rng(2).normal(size=ROWS) if kind == "chance" else first
+    found = write_scores(
+        tmp_path / "sel.parquet",
+        made / "user.jsonl",
+        score,
+        calibration=calibrate(score, canaries),
+        evidence={"reliability": 0.31, "moved": {"safe": {"safe": [2.0, 1.99]}}},
+    )
+    out = write_report(tmp_path / "r.html", selection=tmp_path / "sel.parquet", topp=0.5)
+    text = " ".join(" ".join(Page(out.read_text()).text).split())
+    if kind == "found":
+        own = found.score[kept_mask(found.score, share_kept(found, "auto"))].min()
+        assert f"The canaries' own threshold is {figures.number(float(own), 4)}" in text
+        assert "interval of the AUROC" not in text
+    else:
+        assert "No calibrated threshold: --topp auto" in text
+        wanted = {"chance": "covers 0.5: these canaries", "preferred": "is below 0.5: the score"}
+        assert wanted[kind] in text
+    evidence = text.split("Evidence for the score")[1].split("Calibration")[0]
+    assert "tuned on the safe rows: loss of held-out ones 2.000 to 1.990" in evidence
+    assert "reliability, from the halves of each response: 0.31" in evidence
+
+
+def test_rows_of_several_files_are_split_by_file(tmp_path):
+    """Of one file, the file is no column."""
+    for half in ("a", "b"):
+        (tmp_path / half).mkdir()
+        write_rows(tmp_path / half / "user.jsonl")
+    both = f"{tmp_path}/a/user.jsonl,{tmp_path}/b/user.jsonl"
+    write_scores(tmp_path / "sel.parquet", both)
+    given = {"selection": tmp_path / "sel.parquet", "topp": 0.5}
+    page = Page(write_report(tmp_path / "r.html", **given, dataset=both).read_text())
+    for name in both.split(","):
+        shown = name if len(name) <= MAX_VALUE else "…" + name[1 - MAX_VALUE :]
+        assert page.row(shown)[2] == str(ROWS)
+    write_scores(tmp_path / "sel.parquet", one := tmp_path / "a/user.jsonl")
+    page = Page(write_report(tmp_path / "r.html", **given, dataset=str(one)).read_text())
+    assert page.row("benign") and not [row for row in page.table_rows if row[:1] == ["origin"]]
 
 
 def test_nothing_active_or_remote_in_the_file(made, page):

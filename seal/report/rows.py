@@ -149,15 +149,18 @@ def column_groups(origin: Origin, name: str, short_values_only: bool = False) ->
     if numeric and len(coded.dictionary) > MAX_GROUPS:
         numbers = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
         return tenths(_take(numbers, origin.place))
-    names = [_short(value) for value in coded.dictionary.to_pylist()]
+    names = [_short(value, name == "origin") for value in coded.dictionary.to_pylist()]
     code = coded.indices.fill_null(len(names)).to_numpy(zero_copy_only=False)
     code = np.where(origin.place < 0, -1, code[np.maximum(origin.place, 0)])
     return Groups(code, [*names, "(no value)"])
 
 
-def _short(value) -> str:
+def _short(value, path: bool = False) -> str:
+    """The value's beginning where it is long; of a path the end, which tells files apart."""
     text = "(empty)" if value == "" else str(value)
-    return text if len(text) <= MAX_VALUE else text[: MAX_VALUE - 1] + "…"
+    if len(text) <= MAX_VALUE:
+        return text
+    return "…" + text[1 - MAX_VALUE :] if path else text[: MAX_VALUE - 1] + "…"
 
 
 def _raw_column(origin: Origin, name: str) -> pa.ChunkedArray | None:
