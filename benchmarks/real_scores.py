@@ -10,11 +10,12 @@ from real_world import Corpus, World, draw
 
 from seal.datasets import SFTDataset, concatenate
 from seal.errors import InputError
+from seal.ids import folds_of
 from seal.models.actor import TRACKER
 from seal.models.selector import Selector
 from seal.selection import representation
-from seal.selection.representation import States, by_rank
-from seal.trainer.passes import Passes, Tuning, folds_of, tune
+from seal.selection.representation import States, by_rank, standardised
+from seal.trainer.passes import Passes, Tuning, tune
 from seal.trainer.scorers import relative_contrast, score_rows
 from seal.trainer.scoring import Parts
 from seal.trainer.selector_trainer import SelectorPlan, SelectorTrainer
@@ -272,7 +273,7 @@ class Scores:
     def bilevel(self, tracked: bool, head: bool) -> None:
         """The paper's loop, on the anchors' safe side: free logits, or a head over states."""
         started, world, n_safe = time.perf_counter(), self.world, len(self.safe)
-        states = _standard(self.sides[0].features) if head else None
+        states = standardised(self.sides[0].features)[0] if head else None
         selector = Selector(len(self.rows), states=states)
         rows = concatenate(self.safe, self.rows)
         engine = world.engines.engine(None, self.sizes.rate, "constant", 1)
@@ -316,8 +317,3 @@ def _nearness(rows: States, safe: States) -> np.ndarray:
     near = States(*(part - centre for part in rows)), States(*(part - centre for part in safe))
     unit = [s.response / np.linalg.norm(s.response, axis=1, keepdims=True) for s in near]
     return np.sort(unit[0] @ unit[1].T, axis=1)[:, -representation.NEIGHBOURS :].mean(axis=1)
-
-
-def _standard(features: np.ndarray) -> np.ndarray:
-    """Features of mean zero and variance one."""
-    return (features - features.mean(axis=0)) / (features.std(axis=0) + 1e-6)

@@ -49,7 +49,7 @@ def with_smoothed(columns: dict, costs: dict, states: dict) -> None:
         [states[f"rows_{part}"].astype(np.float32) for part in States._fields], axis=1
     )
     for name in [name for name in SMOOTHED if name in columns]:
-        columns[f"{name}, smoothed"] = smooth(columns[name], features, states["groups"])
+        columns[f"{name}, smoothed"] = smooth(columns[name], features, states["groups"])[0]
         costs[f"{name}, smoothed"] = costs[name] | {
             "forward_equivalents": round(costs[name]["forward_equivalents"] + 0.6, 2)
         }

@@ -17,12 +17,11 @@ from seal.cli.flags import score_parser
 from seal.cli.score_dataset import score
 from seal.datasets import load_rows, tokenize_rows
 from seal.errors import InputError
-from seal.ids import id_bytes
+from seal.ids import folds_of, id_bytes
 from seal.models.actor import ModelSettings, load_actor
 from seal.selection.artefact import read_selection
 from seal.selection.representation import PENALTIES
 from seal.statistics import auroc
-from seal.trainer.passes import folds_of
 from seal.trainer.scorers import METHODS, relative_contrast
 from seal.utils.tokenizer import get_tokenizer
 

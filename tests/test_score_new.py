@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from launch import ROOT, deepspeed
 from test_command import refused, seal_json
 from tiny_world import make_model, make_rows, write_rows
 
@@ -61,11 +62,13 @@ def test_new_rows_rank_as_the_selector_would_rank_them(world):
     assert predicted.meta["predicted"]["spearman"] == found["spearman"]
     assert predicted.visits.max() == 0
 
-    head = (world / "selector.head.npz").read_bytes()
-    again = words(world, out=world / "again.parquet")
-    assert seal_json("score-new", world / "selector.parquet", *again)["spearman"] > 0.6
-    assert (world / "selector.head.npz").read_bytes() == head  # used, not fitted again
-    np.testing.assert_array_equal(read_selection(world / "again.parquet").score, predicted.score)
+    # the predicted selector carries the head that it was made with
+    again = [*words(world)[:2], *words(world)[4:], "--out", world / "again.parquet"]
+    assert "--dataset" not in again
+    seal_json("score-new", world / "predicted.parquet", *again)
+    np.testing.assert_allclose(
+        read_selection(world / "again.parquet").score, predicted.score, atol=1e-5
+    )
 
 
 def test_an_unrelated_score_is_said_to_be_unpredictable(world):
@@ -81,16 +84,35 @@ def test_an_unrelated_score_is_said_to_be_unpredictable(world):
 
 
 def test_what_cannot_be_predicted_from_is_refused(world):
-    seal_json("score-new", world / "selector.parquet", *words(world))
-    assert "predicted scores" in refused("score-new", world / "predicted.parquet", *words(world))
+    selector = world / "selector.parquet"
+    assert "carries no head" in refused("score-new", selector, *words(world)[:2], *words(world)[4:])
     other = words(world, dataset=world / "new.jsonl")
-    (world / "selector.head.npz").unlink()
-    assert "none of the 60" in refused("score-new", world / "selector.parquet", *other)
-    assert not (world / "selector.head.npz").exists()
+    assert "none of the 60" in refused("score-new", selector, *other)
     few = world / "few.jsonl"
     few.write_text("".join((world / "user.jsonl").read_text().splitlines(True)[:20]))
-    short = words(world, dataset=few)
-    assert "at least 50" in refused("score-new", world / "selector.parquet", *short)
-    (world / "selector.head.npz").write_bytes(b"PK\x03\x04")
-    assert "remove it" in refused("score-new", world / "selector.parquet", *words(world))
-    (world / "selector.head.npz").unlink()
+    assert "at least 50" in refused("score-new", selector, *words(world, dataset=few))
+
+
+@pytest.mark.slow
+def test_a_selector_over_states_carries_its_head(world, tmp_path):
+    script = ROOT / "examples/train_sft_selector.py"
+    flags = (
+        f"--pretrain {world / 'model'} --dataset {world / 'new.jsonl'} --new_dataset "
+        f"{world / 'user.jsonl'} --selector_save_dir {tmp_path} --selector_head linear "
+        "--max_len 64 --max_epochs 1 --train_batch_size 16 --micro_train_batch_size 8 --learning_rate 1e-3"
+    )
+    for extra, says in (("--layer 9", "layers 1 to 2"), ("--selector_optim adam", "mirror")):
+        done = deepspeed(script, *flags.split(), *extra.split(), cwd=tmp_path)
+        assert done.status != 0 and says in done.output, done.output[-2000:]
+    for estimator in ("penalty", "penalty_gap"):
+        name = ["--selector_name", estimator, "--selector_estimator", estimator]
+        done = deepspeed(script, *flags.split(), *name, cwd=tmp_path)
+        assert done.status == 0, done.output[-3000:]
+        path = tmp_path / f"{estimator}_softmax.parquet"
+        trained, out = read_selection(path), tmp_path / f"{estimator}_again.parquet"
+        assert len(set(trained.score)) > 100 and trained.meta["head"]["layer"] == 1
+        again = ["--pretrain", world / "model", "--new_dataset", world / "user.jsonl", "--out", out]
+        found = seal_json("score-new", path, *again)
+        assert found["spearman"] is None
+        shift = read_selection(out).score - trained.score  # the softmax leaves a shift open
+        np.testing.assert_allclose(shift, shift.mean(), atol=1e-4)

@@ -382,6 +382,12 @@ def selector_parser() -> Parser:
         default="penalty",
         help="penalty, Algorithm 2, or penalty_gap, Algorithm 1 (default penalty)",
     )
+    add(
+        "--selector_head",
+        default="free",
+        help="free, a logit a row, or linear, a map of its hidden states (default free)",
+    )
+    add("--layer", type=int, help="of a linear head's states (default: the middle of the model)")
     add("--selector_activation", default="softmax", help="softmax or sigmoid (default softmax)")
     add("--selector_optim", default="mirror", help="mirror or adam, the published (default mirror)")
     add(

@@ -75,6 +75,7 @@ def score(args) -> Path:
         "cpu_seconds": scored.cpu_seconds,
         "forward_equivalents": round(scored.forward_equivalents, 2),
         "evidence": scored.evidence,
+        "head": scored.head,
     }
     if canaries:
         own, theirs = np.split(scored.columns["score"], [len(user)])

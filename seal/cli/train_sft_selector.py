@@ -21,8 +21,9 @@ from seal.provenance import sha256_of_file
 from seal.selection.artefact import write_selection
 from seal.selection.calibration import calibrate
 from seal.selection.evidence import told
+from seal.selection.representation import Head, layers_to_try, middle, standardised
 from seal.trainer.checkpoint import Checkpoints
-from seal.trainer.evaluation import half_means, half_sums
+from seal.trainer.evaluation import half_means, half_sums, pooled_states
 from seal.trainer.scorers import relative_contrast, reliability_of_rows
 from seal.trainer.selector_trainer import SelectorPlan, SelectorTrainer
 from seal.trainer.step import RowModel
@@ -33,6 +34,7 @@ from seal.utils.schedule import schedule_factor
 from seal.utils.tokenizer import get_tokenizer
 
 ESTIMATORS = ("penalty", "penalty_gap")
+HEADS = ("free", "linear")
 MANY_VISITS = 24  # of each safe row; the demo's loop went wrong from 72 on (docs/footguns.md)
 
 
@@ -55,24 +57,29 @@ def train(args) -> None:
             f"note: training visits each safe row {visits:.0f} times and may learn them by heart: "
             "lower --max_epochs, add safe rows, or use score_dataset.py --method relative_excess"
         )
-    selector = Selector(len(pool), args.selector_activation, args.selector_optim)
     steps_per_epoch = -(-len(pool) // args.train_batch_size)
     steps = args.max_epochs * steps_per_epoch
     selector_factor = schedule_factor(args.selector_lr_scheduler, steps, args.lr_warmup_ratio)
     model, tracker = prepare_models(args, strategy, concatenate(safe, pool), steps)
+    states, depth, head_of = start_states(args, model, len(safe))
+    selector = Selector(len(pool), args.selector_activation, args.selector_optim, states)
     evaluations = {}
     if held_out:
         evaluations["eval"] = held_out
 
     plan = flags.settings(SelectorPlan, args, **flags.cadence(args, steps_per_epoch))
     meta = flags.artefact_meta(args, user, args.selector_estimator, args.pretrain)
-    meta["forward_equivalents"] = plan.forward_equivalents(tracker is not None)
+    contrasted = tracker and states is None  # a head's score is its logit
+    meta["forward_equivalents"] = (
+        plan.forward_equivalents(tracker is not None) + depth + (2 if contrasted else 0)
+    )
     cpu = time.process_time()
 
     def save(path: str, score=None, evidence=None) -> dict:
         score = selector.logits.double().numpy() if score is None else score
         columns = selector_columns(user, selector, score)
         extra = {"evidence": evidence, "cpu_seconds": round(time.process_time() - cpu, 1)}
+        extra["head"] = head_of(selector)
         if canaries:
             extra |= {"calibration": calibrate(score[: len(user)], score[len(user) :])}
         strategy.on_rank_0(lambda: write_selection(path, columns, meta | extra))
@@ -100,7 +107,7 @@ def train(args) -> None:
     )
     with closing(logger), strategy.stoppable():
         trainer.fit(first_step)
-        scored = final_score(model, tracker, len(safe)) if tracker else ()
+        scored = final_score(model, tracker, len(safe)) if contrasted else ()
         meta = save(f"{base}.parquet", *scored)
     lines = [f"selector: {base}.parquet, {len(user)} rows scored", *told(meta)]
     strategy.print("\n".join(lines))
@@ -118,6 +125,31 @@ def check(args) -> None:
     if args.selector_estimator not in ESTIMATORS:
         known = list(ESTIMATORS)
         raise InputError(f"--selector_estimator {args.selector_estimator}: known are {known}")
+    if args.selector_head not in HEADS:
+        raise InputError(f"--selector_head {args.selector_head}: known are {list(HEADS)}")
+    if args.layer is not None and args.selector_head == "free":
+        raise InputError("--layer is that of --selector_head linear; free logits have none")
+
+
+def start_states(args, model, n_safe: int):
+    """What a linear head sees: standardised states of the user's rows under the start, [N, F].
+
+    Returns:
+        The states, the share of a forward pass that they cost, and what gives the artefact the
+        head of a selector over them; for free logits None, 0 and a function to None.
+    """
+    if args.selector_head == "free":
+        return None, 0.0, lambda selector: None
+    n_layers = model.engine.module.n_layers
+    layer = middle(layers_to_try(n_layers, args.layer))
+    rows = np.arange(n_safe, len(model.dataset))
+    pooled = pooled_states(model, rows, [layer]).reshape(len(rows), -1)
+    states, *scale = standardised(pooled)
+
+    def head(selector) -> dict:
+        return Head.on_standardised(selector.slope.numpy(), 0.0, *scale).to_meta(layer)
+
+    return states, layer / n_layers, head
 
 
 def prepare_models(args, strategy, rows, steps):

@@ -1,19 +1,19 @@
 """`seal score-new`: predicted scores for rows that a selector never saw.
 
-A linear head on the model's mean hidden states is fitted to the selector's scores, kept beside the
-selector as <selector>.head.npz, and used again when nothing has changed. Its rank correlation on
-held-out rows says how far to trust it. The artefact is marked `predicted`.
+The selector's own head where it carries one (`probe`, `--selector_head linear`). Else a linear head
+on the model's hidden states is fitted to the ranks of its scores, and its rank correlation on
+held-out rows says how far to trust it. The artefact, marked `predicted`, carries the head, so that
+`score-new` on it predicts for more rows without fitting again.
 """
 
 import argparse
-from pathlib import Path
 
 from seal.command.dataset import add_dataset_flags, hide_bars
 from seal.errors import InputError
 from seal.provenance import sha256_of_file
 
 EXAMPLE = """\
-seal score-new ckpt/mine.parquet --pretrain MODEL --dataset user.jsonl \\
+seal score-new ckpt/mine.parquet --pretrain MODEL --dataset user.jsonl \
       --new_dataset more.jsonl --out ckpt/more.parquet"""
 TEXT = ("max_len", "input_template", "apply_chat_template", "pretrain_mode", "supervise")
 LOW = 0.5  # rank correlation on held-out rows below which a prediction ranks poorly
@@ -22,7 +22,7 @@ LOW = 0.5  # rank correlation on held-out rows below which a prediction ranks po
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser("score-new", help="predict scores for rows a selector never saw")
     parser.add_argument("file", help="the selector (.parquet)")
-    add_dataset_flags(parser, required=True)
+    add_dataset_flags(parser, required=False)
     parser.add_argument("--new_dataset", required=True, help="the rows to predict scores for")
     parser.add_argument("--pretrain", required=True, help="model directory or hub name")
     parser.add_argument("--out", required=True, help="the predicted selector to write (.parquet)")
@@ -30,25 +30,27 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> tuple[dict, str]:
-    from seal.selection.amortised import fit_head, load_head, mean_states, save_head
     from seal.selection.artefact import read_selection, selection_meta, write_selection
+    from seal.selection.representation import Head, layers_to_try, middle
+    from seal.trainer.amortised import features, fit_head
 
     selection = read_selection(args.file)
-    if selection.meta["method"] == "predicted":
-        raise InputError(f"{args.file} holds predicted scores; give the selector they came from")
     text = {name: value for name, value in selection.meta["arguments"].items() if name in TEXT}
     text.setdefault("max_len", 512)
-    embed, read = _model(args, text)
-    head_path = Path(args.file).with_suffix(".head.npz")
-    key = {"selector": sha256_of_file(args.file), "model": args.pretrain, "text": text}
-    head = load_head(head_path, key)
-    if head is None:
+    kept = selection.meta.get("head")
+    if kept is None and args.dataset is None:
+        raise InputError(f"{args.file} carries no head; --dataset, what it scored, gives one")
+    actor, read = _model(args, text)
+    if kept:
+        head, layer = Head.from_meta(kept), kept["layer"]
+        merit = selection.meta.get("predicted") or {"spearman": None, "n": len(selection)}
+    else:
+        layer = middle(layers_to_try(actor.n_layers))
         rows, score = _scored(read(args.dataset), selection)
-        head = fit_head(mean_states(embed, rows), score, rows.ids)
-        save_head(head_path, head, key)
+        head, merit = fit_head(features(actor, rows, layer), score, rows.ids)
     new = read(args.new_dataset)
-    predicted = head.predict(mean_states(embed, new))
-    merit = {"selector": key["selector"], "spearman": head.spearman, "n": head.n}
+    score = head.predict(features(actor, new, layer))
+    merit = {"selector": sha256_of_file(args.file), **merit}
     meta = selection_meta(
         method="predicted",
         arguments={"selector": args.file, "new_dataset": args.new_dataset, **text},
@@ -61,13 +63,17 @@ def run(args: argparse.Namespace) -> tuple[dict, str]:
         seed=None,
     )
     columns = {"id": new.ids, "occurrence": new.occurrences, "row": new.row_numbers}
-    write_selection(args.out, columns | {"score": predicted}, meta | {"predicted": merit})
-    result = {"out": args.out, "head": str(head_path), "rows": len(new), **merit}
-    note = "" if head.spearman >= LOW else ", too low to rank rows by"
-    return result, (
-        f"{len(new)} rows scored: {args.out}\nrank correlation on held-out rows "
-        f"{head.spearman:.3f} (n = {head.n}){note}; head: {head_path}"
-    )
+    meta |= {"predicted": merit, "head": head.to_meta(layer)}
+    write_selection(args.out, columns | {"score": score}, meta)
+    result = {"out": args.out, "rows": len(new), "layer": layer, **merit}
+    return result, f"{len(new)} rows scored: {args.out}\n{_worth(merit)}"
+
+
+def _worth(merit: dict) -> str:
+    if merit["spearman"] is None:
+        return "by the selector's own head"
+    note = "" if merit["spearman"] >= LOW else ", too low to rank rows by"
+    return f"rank correlation on held-out rows {merit['spearman']:.3f} (n = {merit['n']}){note}"
 
 
 def _model(args: argparse.Namespace, text: dict):

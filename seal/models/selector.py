@@ -39,7 +39,7 @@ class Selector:
         states: float [N, F], standardised; None for free logits.
 
     Attributes:
-        slope: float32 [F], of the map from states to logits; None for free logits.
+        slope: float32 [F], of the map from `states` to logits; None for free logits.
 
     Raises:
         InputError: unknown activation or update rule, or states with another rule than mirror.
@@ -62,7 +62,8 @@ class Selector:
             )
         self._states = self.slope = None
         if states is not None:
-            self._states = torch.as_tensor(states, dtype=torch.float32) / math.sqrt(states.shape[1])
+            # the update scales by the length of a row's states, about sqrt(F), on both sides
+            self._states = torch.as_tensor(states, dtype=torch.float32)
             self.slope = torch.zeros(states.shape[1])
         self.n_rows = n_rows
         self.activation = activation
@@ -114,7 +115,7 @@ class Selector:
         if self.slope is not None:
             weights = self.weights(rows)
             move = -learning_rate * (signal - weights @ signal / weights.sum())
-            self.slope += move @ self._states[rows]
+            self.slope += move @ self._states[rows] / len(self.slope)
             self.logits.copy_(self._states @ self.slope)
             move = torch.zeros_like(losses)
         change = torch.stack((move, torch.ones_like(losses), losses), dim=1)

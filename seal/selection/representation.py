@@ -7,6 +7,7 @@ Every score: float64 [N], higher = keep.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -129,6 +130,39 @@ class Head(NamedTuple):
         """float [N, F] to float64 [N]."""
         return features.astype(np.float64) @ self.slope + self.intercept
 
+    @classmethod
+    def on_standardised(
+        cls, slope: np.ndarray, intercept: float, centre: np.ndarray, spread: np.ndarray
+    ) -> Head:
+        """The map of plain features that equals one of `(features - centre) / spread`."""
+        slope = np.asarray(slope, np.float64) / spread
+        return cls(slope, float(intercept - centre @ slope))
+
+    def to_meta(self, layer: int) -> dict:
+        """For an artefact's metadata: the layer of the states, the slope in base64 of float32."""
+        slope = base64.b64encode(self.slope.astype("<f4").tobytes()).decode()
+        return {"layer": layer, "slope": slope, "intercept": self.intercept}
+
+    @classmethod
+    def from_meta(cls, meta: dict) -> Head:
+        """What `to_meta` wrote.
+
+        Raises:
+            InputError: something else.
+        """
+        try:
+            slope = np.frombuffer(base64.b64decode(meta["slope"], validate=True), "<f4")
+            return cls(slope.astype(np.float64), float(meta["intercept"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"the selector's head does not read ({error})") from error
+
+
+def standardised(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features of mean zero and variance one, float64 [N, F], the means and the spreads [F]."""
+    features = features.astype(np.float64)
+    centre, spread = features.mean(axis=0), features.std(axis=0) + 1e-6
+    return (features - centre) / spread, centre, spread
+
 
 def fit_probe(safe: States, bad: States, strength: float = PROBE_STRENGTH) -> Head:
     """Logistic regression of safe against bad anchors on standardised features."""
@@ -137,13 +171,11 @@ def fit_probe(safe: States, bad: States, strength: float = PROBE_STRENGTH) -> He
     except ImportError as error:
         raise InputError("a probe needs scikit-learn: pip install -e .[study]") from error
 
-    features = np.concatenate([safe.features, bad.features]).astype(np.float64)
+    features, *scale = standardised(np.concatenate([safe.features, bad.features]))
     labels = np.repeat([1, 0], [len(safe.last), len(bad.last)])
-    centre, spread = features.mean(axis=0), features.std(axis=0) + 1e-6
     model = LogisticRegression(C=strength, class_weight="balanced", max_iter=1000)
-    model.fit((features - centre) / spread, labels)
-    slope = model.coef_[0] / spread
-    return Head(slope, float(model.intercept_[0] - centre @ slope))
+    model.fit(features, labels)
+    return Head.on_standardised(model.coef_[0], model.intercept_[0], *scale)
 
 
 METHODS = {"knn": knn, "probe": probe, "larf": larf, "shift": shift}
@@ -223,6 +255,11 @@ def layers_to_try(n_layers: int, layer: int | None = None) -> list[int]:
     return [layer]
 
 
+def middle(layers: Sequence[int]) -> int:
+    """The layer to take where no anchors choose one."""
+    return layers[len(layers) // 2]
+
+
 def check_anchors(
     safe: np.ndarray, bad: np.ndarray, scored: Mapping[str, np.ndarray | None]
 ) -> None:
@@ -251,21 +288,35 @@ def check_anchors(
                 )
 
 
-def smooth(score: np.ndarray, features: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """What a row's features say its score should be: ridge regression, out of fold.
+def smooth(score: np.ndarray, features: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, Head]:
+    """What a row's features say its score should be, out of fold; see `ridge`.
 
     A score made of one row's tokens alone is mostly noise; a function of the states shares what
     the rows know.
 
     Args:
-        score: float [N], NaN where a row has none; features: float [N, F].
-        groups: int64 [N] in [0, FOLDS): rows predicted together; copies of a row belong together.
+        score: float [N], NaN where a row has none; features: float [N, F]; groups: int64 [N].
 
     Returns:
-        float64 [N], NaN where the score is.
+        float64 [N], NaN where the score is; and the head of all rows.
+    """
+    known, found = np.isfinite(score), np.full(len(score), np.nan)
+    head, found[known] = ridge(score[known], features[known], groups[known])
+    return found, head
+
+
+def ridge(score: np.ndarray, features: np.ndarray, groups: np.ndarray) -> tuple[Head, np.ndarray]:
+    """Ridge regression of scores on features, its penalty chosen by leaving rows out.
+
+    Args:
+        score: float [N]; features: float [N, F].
+        groups: int64 [N]: rows predicted together; copies of a row belong together.
+
+    Returns:
+        The head of all rows, and what heads of the other groups say of each row, float64 [N].
 
     Raises:
-        InputError: all rows are in one group.
+        InputError: all rows are in one group, or scikit-learn is not installed.
     """
     try:
         from sklearn.linear_model import RidgeCV
@@ -273,17 +324,17 @@ def smooth(score: np.ndarray, features: np.ndarray, groups: np.ndarray) -> np.nd
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
     except ImportError as error:
-        raise InputError("--smooth needs scikit-learn: pip install -e .[study]") from error
+        raise InputError(
+            "a head over states needs scikit-learn: pip install -e .[study]"
+        ) from error
 
-    known = np.isfinite(score)
-    if len(np.unique(groups[known])) < 2:
-        raise InputError(f"--smooth cannot split {len(score)} rows by id; score more rows")
-    model = make_pipeline(StandardScaler(), RidgeCV(PENALTIES))
-    found, by = np.full(len(score), np.nan), LeaveOneGroupOut()
-    found[known] = cross_val_predict(
-        model, features[known], score[known], groups=groups[known], cv=by
-    )
-    return found
+    if len(np.unique(groups)) < 2:
+        raise InputError(f"{len(score)} rows cannot be split by id; score more rows")
+    model, by = make_pipeline(StandardScaler(), RidgeCV(PENALTIES)), LeaveOneGroupOut()
+    held_out = cross_val_predict(model, features, score, groups=groups, cv=by)
+    scaler, fitted = model.fit(features, score)
+    whole = Head.on_standardised(fitted.coef_, fitted.intercept_, scaler.mean_, scaler.scale_)
+    return whole, held_out
 
 
 def by_rank(*scores: np.ndarray) -> np.ndarray:

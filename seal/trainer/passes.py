@@ -17,6 +17,7 @@ import torch
 
 from seal.datasets import SFTDataset
 from seal.errors import InputError
+from seal.ids import folds_of
 from seal.models.actor import ModelSettings, load_actor
 from seal.selection.representation import States
 from seal.trainer.evaluation import half_means, half_sums, pooled_states, row_means
@@ -151,7 +152,7 @@ class Passes:
     Attributes:
         half: None for whole rows, 0 or 1 for their even or odd supervised tokens; NaN where a row
             has none.
-        evidence: what a method says for its own score.
+        evidence: what a method says for its own score; head: its map from states to scores.
         used: names of the passes that were asked for since it was last emptied.
     """
 
@@ -177,6 +178,7 @@ class Passes:
         self.unsafe = unsafe
         self.layers = list(layers)
         self.evidence: dict = {}
+        self.head: dict | None = None
         self.half: int | None = None
         self.used: dict[str, Done] = {}
         self._done: dict[str, Done] = {}
@@ -377,8 +379,3 @@ class Passes:
 def tune(model: RowModel, plan: SFTPlan) -> None:
     """Plain SFT of the engine on its dataset; without checkpoints: it is repeated if broken off."""
     SFTTrainer(model, plan, NoLogger(), {}, save_checkpoint=lambda step: None).fit()
-
-
-def folds_of(ids: np.ndarray, folds: int) -> np.ndarray:
-    """Fold of each row by its id, so that copies of a row fall together: V16 [N] to int64 [N]."""
-    return ids.view(">u4").reshape(-1, 4)[:, 0].astype(np.int64) % folds

@@ -12,9 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from seal.errors import InputError
+from seal.ids import folds_of
 from seal.selection import representation
 from seal.statistics import reliability
-from seal.trainer.passes import Passes, folds_of
+from seal.trainer.passes import Passes
 
 CONTRAST_FLOOR = 0.1  # nats a token below which a loss is as good as learned
 
@@ -137,22 +138,22 @@ def _by_anchors(method: str, passes: Passes) -> Columns:
         )
         passes.evidence = {"anchors": judged, "halves": "the anchors"}
     layer = passes.evidence["anchors"]["layer"]
-    score = representation.METHODS[method]
-    return {"score": score(passes.states(layer), safe[layer], unsafe[layer])}
+    states = passes.states(layer)
+    if method == "probe":
+        head = representation.fit_probe(safe[layer], unsafe[layer])
+        passes.head = head.to_meta(layer)
+        return {"score": head.predict(states.features)}
+    return {"score": representation.METHODS[method](states, safe[layer], unsafe[layer])}
 
 
 def _subspace(passes: Passes) -> Columns:
     """A row's part in the strongest directions of all rows, at the middle of the layers."""
     passes.evidence = {"halves": "the rows"}
-    states = passes.states(_middle(passes))
+    states = passes.states(representation.middle(passes.layers))
     half = None
     if passes.half is not None:
         half = states.at(folds_of(passes.rows.ids, 2) == passes.half)
     return {"score": representation.subspace(states, half)}
-
-
-def _middle(passes: Passes) -> int:
-    return passes.layers[len(passes.layers) // 2]
 
 
 METHODS = {
@@ -181,6 +182,7 @@ class Scored(NamedTuple):
         evidence: "moved", mean loss of held-out rows before and after each tuning; "reliability",
             from the even and the odd tokens or from two halves of the anchors ("halves"), None
             where a score has neither; "anchors", see `seal.selection.representation.judged`.
+        head: what scores rows that are not here, see `Head.to_meta`; None where a score has none.
     """
 
     columns: Columns
@@ -188,6 +190,7 @@ class Scored(NamedTuple):
     seconds: float
     cpu_seconds: float
     evidence: dict
+    head: dict | None
 
 
 def check_method(method: str) -> None:
@@ -207,24 +210,28 @@ def score_rows(passes: Passes, method: str, smooth: bool = False) -> Scored:
     """
     check_method(method)
     passes.used.clear()
-    passes.evidence = {}
+    passes.evidence, passes.head = {}, None
     columns = _columns(passes, method, smooth)
+    head = passes.head
     notes = {name: done.note for name, done in passes.used.items()}
     worth = None if method in MODEL_FREE else _halved(passes, method, smooth)
     moved = {name: note["moved"] for name, note in notes.items() if note["moved"]}
     spent = [
         sum(note[key] for note in notes.values()) for key in ("cost", "seconds", "cpu_seconds")
     ]
-    return Scored(columns, *spent, {"moved": moved, "reliability": worth} | passes.evidence)
+    evidence = {"moved": moved, "reliability": worth} | passes.evidence
+    return Scored(columns, *spent, evidence, head)
 
 
 def _columns(passes: Passes, method: str, smooth: bool) -> Columns:
     columns = METHODS[method](passes)
     if smooth:
         judged = passes.evidence.get("anchors")
-        features = passes.states(judged["layer"] if judged else _middle(passes)).features
+        layer = judged["layer"] if judged else representation.middle(passes.layers)
+        features = passes.states(layer).features
         groups = folds_of(passes.rows.ids, representation.FOLDS)
-        columns["score"] = representation.smooth(columns["score"], features, groups)
+        columns["score"], head = representation.smooth(columns["score"], features, groups)
+        passes.head = head.to_meta(layer)
     return columns
 
 

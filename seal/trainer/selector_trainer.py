@@ -52,12 +52,11 @@ class SelectorPlan:
     def forward_equivalents(self, tracked: bool) -> float:
         """What the loop costs, in forward passes a user row; a backward pass counts two more.
 
-        A level of weight zero takes a forward pass only; a tracker trains in every step, and the
-        contrast of the final models takes two passes.
+        A level of weight zero takes a forward pass only; a tracker trains in every step.
         """
         gammas = [self.gamma(epoch) for epoch in range(self.max_epochs)]
         levels = sum((3 if gamma < 1 else 1) + (3 if gamma > 0 else 1) for gamma in gammas)
-        return levels + tracked * (3 * self.max_epochs + 2)
+        return levels + tracked * 3 * self.max_epochs
 
 
 class SelectorTrainer:
