@@ -99,7 +99,8 @@ def test_a_selector_over_states_carries_its_head(world, tmp_path):
     flags = (
         f"--pretrain {world / 'model'} --dataset {world / 'new.jsonl'} --new_dataset "
         f"{world / 'user.jsonl'} --selector_save_dir {tmp_path} --selector_head linear "
-        "--max_len 64 --max_epochs 1 --train_batch_size 16 --micro_train_batch_size 8 --learning_rate 1e-3"
+        "--max_len 64 --max_epochs 1 --train_batch_size 16 --micro_train_batch_size 8 "
+        "--learning_rate 1e-3"
     )
     for extra, says in (("--layer 9", "layers 1 to 2"), ("--selector_optim adam", "mirror")):
         done = deepspeed(script, *flags.split(), *extra.split(), cwd=tmp_path)
