@@ -1,7 +1,8 @@
 """Bad input: one line that names value, limit and remedy; status 2; nothing written; no hang.
 
-All cases are called on two ranks of one launch (bad_input_driver.py): both ranks must end with the
-same message. A few go through launches of their own, for the exit status and what is printed.
+The cases of CASES are called on two ranks of one launch (bad_input_driver.py): both ranks must end
+with the same message. Hundreds more are generated (bad_inputs.py) and called in one process. A few
+go through launches of their own, for the exit status and what is printed.
 """
 
 import json
@@ -11,6 +12,7 @@ import shutil
 from pathlib import Path
 
 import bad_input_driver
+import bad_inputs
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -190,12 +192,15 @@ CASES = {
 GOOD = {
     "sft": "--dataset {root}/user.jsonl --save_path out",
     "selector": "--dataset {root}/safe.jsonl --new_dataset {root}/user.jsonl --save_path out",
+    "score": "--dataset {root}/safe.jsonl --new_dataset {root}/user.jsonl --method random",
 }
 EVERY = "--pretrain {root}/model --max_len 96 --train_batch_size 4 --micro_train_batch_size 2"
 
 
 def words_of(script: str, flags: str, root: Path) -> list[str]:
     """The command line of a case; a later flag wins over an earlier one."""
+    if script == "command":
+        return flags.split()
     return f"{EVERY} {GOOD[script]} {flags}".format_map(_Root(root=root)).split()
 
 
@@ -241,6 +246,26 @@ def test_bad_input_is_one_line_on_every_rank_and_writes_nothing(world, outcomes,
     assert len({found["message"] for found in outcomes[name]}) == 1
 
 
+def test_hundreds_of_generated_bad_inputs_are_one_line_each_and_write_nothing(world, tmp_path):
+    cases = [
+        {"name": name, "script": script, "words": words_of(script, flags, world)}
+        for name, script, flags in bad_inputs.make_cases(world)
+    ]
+    (tmp_path / "cases.json").write_text(json.dumps(cases))
+    done = python(Path(bad_input_driver.__file__), tmp_path / "cases.json", tmp_path, seconds=300)
+    assert done.status == 0, done.output[-5000:]
+    wrong = []
+    for case in cases:
+        found = json.loads((tmp_path / f"{case['name']}.0.json").read_text())
+        message = found["message"].strip()
+        one_line = found["type"] == "InputError" and "\n" not in message and len(message) < 700
+        _, _, flag = case["name"].partition("flag-")
+        named = flag.split("-")[0] in message
+        if not (one_line and named) or found["written"]:
+            wrong.append((case["name"], found))
+    assert not wrong and len(cases) >= 300, wrong
+
+
 def refused(done, folder: Path, *words: str) -> None:
     """Status 2, one error line with `words`, no traceback, an empty folder."""
     assert done.status == 2, done.output
@@ -251,9 +276,7 @@ def refused(done, folder: Path, *words: str) -> None:
 
 
 LAUNCHED = {
-    "data-json": SFT,  # read by rank 0 first
-    "pt-code": SFT,
-    "batch": SELECTOR,
+    "new-json": SELECTOR,  # read by rank 0 first
     "weights-missing": SFT,
 }
 

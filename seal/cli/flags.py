@@ -145,6 +145,7 @@ def bounded(kind: type[T], within: str, fits: Callable[[T], bool], *words: T) ->
 
 
 room = bounded(int, "at least 4 tokens", lambda value: value >= 4)
+seed = bounded(int, "in [0, 2^32)", lambda value: 0 <= value < 2**32)
 at_least_one = bounded(int, "at least 1", lambda value: value >= 1)
 or_never = bounded(int, "at least 1, or -1", lambda value: value >= 1, -1)
 not_negative = bounded(float, "finite, 0 or more", lambda value: 0 <= value < math.inf)
@@ -170,7 +171,7 @@ def model_flags(parser: Parser) -> None:
     )
     add("--load_in_4bit", action="store_true", help="QLoRA: 4-bit frozen base (bitsandbytes)")
     add("--lora_rank", type=int, default=0, help="LoRA rank; 0 trains every weight (default 0)")
-    add("--lora_alpha", type=int, default=16, help="LoRA scale numerator (default 16)")
+    add("--lora_alpha", type=at_least_one, default=16, help="LoRA scale numerator (default 16)")
     add("--lora_dropout", type=float, default=0.0, help="probability in [0, 1) (default 0)")
     add(
         "--target_modules",
@@ -238,9 +239,9 @@ def training_flags(parser: Parser) -> None:
         default=1.0,
         help="gradient norm limit, 0 for none (default 1)",
     )
-    add("--seed", type=int, default=42, help="of every random choice (default 42)")
+    add("--seed", type=seed, default=42, help="of every random choice (default 42)")
     add("--zero_stage", type=int, default=2, help="ZeRO 0, 1, 2 or 3 (default 2)")
-    add("--zpg", type=int, default=1, help="ZeRO++ partition size, in ranks (default 1)")
+    add("--zpg", type=at_least_one, default=1, help="ZeRO++ partition size, in ranks (default 1)")
     add("--adam_offload", action="store_true", help="keep Adam's state on the CPU")
     add("--grad_accum_dtype", help="what gradients add up in: fp32 or bf16 (default fp32)")
     add("--disable_trace_cache", action="store_true", help="no ZeRO-3 prefetching by trace")
@@ -340,7 +341,7 @@ def output_flags(parser: Parser, save_path: str | None) -> None:
     add(
         "--max_ckpt_mem",
         free=True,
-        type=int,
+        type=at_least_one,
         default=1000,
         help="GB of checkpoints kept (default 1000)",
     )
@@ -469,7 +470,7 @@ def sft_parser() -> Parser:
     )
     add("--unscored", default="error", help="rows without a score: error, drop or keep")
     add("--selector_tokenizer", help="tokenizer a published .pt was trained with")
-    add("--selector_max_len", type=int, help="max_len a published .pt was trained with")
+    add("--selector_max_len", type=at_least_one, help="max_len a published .pt was trained with")
     add("--safeinstr_dataset", help="safe rows mixed in whole, whatever the selector says")
     add(
         "--save_best",

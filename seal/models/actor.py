@@ -303,7 +303,7 @@ def count_layers(settings: ModelSettings) -> int:
     base = settings.pretrain if adapter is None else adapter.base_model_name_or_path
     try:
         config = AutoConfig.from_pretrained(base, trust_remote_code=settings.trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # transformers raises nearly any type on a damaged directory
         raise InputError(f"--pretrain {base} has no configuration: {error}") from error
     return config.get_text_config().num_hidden_layers
 
@@ -391,26 +391,34 @@ def _load_base(settings: ModelSettings) -> PreTrainedModel:
     attention = choose_attention(settings.flash_attn, settings.attn_implementation, settings.bf16)
     trust = settings.trust_remote_code
     model_is_here(settings.pretrain)
+    kind = "directory" if Path(settings.pretrain).is_dir() else "hub name or missing path"
+    refusal = f"--pretrain {settings.pretrain} ({kind}) does not load: "
     try:
         config = AutoConfig.from_pretrained(settings.pretrain, trust_remote_code=trust)
         if attention == VARLEN and not can_pack(config):
             attention = None  # the model's own
-        return AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             settings.pretrain,
             config=config,
             dtype=dtype,
             attn_implementation=attention,
             quantization_config=quantization if settings.load_in_4bit else None,
             trust_remote_code=trust,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, by name
         )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
+    except Exception as error:  # transformers raises nearly any type on a damaged directory
+        reason = " ".join(str(error).split())[:300] or repr(error)
         if isinstance(error, SafetensorError):
             reason += "; a weights file is cut short or damaged: copy it again"
-        kind = "directory" if Path(settings.pretrain).is_dir() else "hub name or missing path"
+        raise InputError(refusal + reason) from error
+    odd = sorted(found["missing_keys"]) + sorted(name for name, *_ in found["mismatched_keys"])
+    if odd:  # transformers would train them from random values
         raise InputError(
-            f"--pretrain {settings.pretrain} ({kind}) does not load: {reason}"
-        ) from error
+            f"{refusal}its weights lack {len(odd)} tensors of its config.json, or hold them in "
+            f"another shape, {odd[0]} the first; copy both from the same model"
+        )
+    return model
 
 
 def _add_lora(model: PreTrainedModel, settings: ModelSettings) -> PeftModel:

@@ -25,6 +25,8 @@ def adapter_config(directory: str | Path) -> PeftConfig | None:
         raise InputError(f"{path}/adapter_config.json does not read: {reason}") from error
     if config.is_prompt_learning or config.peft_type != "LORA" or config.alora_invocation_tokens:
         raise InputError(f"{path} is an adapter of kind {config.peft_type.value}; give one of LoRA")
+    if not config.base_model_name_or_path:
+        raise InputError(f"{path}/adapter_config.json names no base: fill base_model_name_or_path")
     return config
 
 
@@ -40,7 +42,7 @@ def load_adapter(model: PreTrainedModel, directory: str | Path, train: bool = Fa
         if rows not in (None, model.get_input_embeddings().num_embeddings):
             model.resize_token_embeddings(rows, mean_resizing=False)
         adapted = PeftModel.from_pretrained(model, str(path), is_trainable=train)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"adapter {path} does not load on its base model: {reason}") from error
     if (path / "generation_config.json").is_file():

@@ -57,7 +57,8 @@ def config_words(path: str, actions: list[argparse.Action]) -> list[str]:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"--config {path} cannot be read: {error}") from error
+        reason = " ".join(str(error).split())
+        raise InputError(f"--config {path} cannot be read: {reason}") from error
     if not isinstance(values, dict):
         raise InputError(f"--config {path} must hold `flag: value` lines")
     return words_of(values, actions, f"--config {path}")

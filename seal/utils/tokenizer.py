@@ -26,7 +26,7 @@ def get_tokenizer(pretrain: str, trust_remote_code: bool = False) -> PreTrainedT
             trust_remote_code=trust_remote_code,
             local_files_only=is_here or not _hub_answers(),
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # transformers raises nearly any type on a damaged directory
         reason = " ".join(str(error).split())[:200]
         if is_here:
             remedy = "copy tokenizer.json and tokenizer_config.json there from the model it is of"

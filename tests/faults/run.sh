@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Breaks runs in every way we know of and counts what was lost. The last line is JSON.
 #   bash tests/faults/run.sh           a few of each, about a minute
-#   bash tests/faults/run.sh --full    50 kills, every fault, 20,000 mutated files; half an hour or more
+#   bash tests/faults/run.sh --full    200 kills, every fault, 20,000 mutated files; two hours; --done FILE
+#                                      takes it up again
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."

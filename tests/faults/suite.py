@@ -1,6 +1,8 @@
 """Breaks runs, resumes them and compares; the last line is JSON of what was counted.
 
-    bash tests/faults/run.sh [--full] [--seed N] [--only NAME]
+    bash tests/faults/run.sh [--full] [--seed N] [--only NAME] [--done FILE]
+
+With --done, each kill is noted in FILE when it is over, and a later go counts it without a rerun.
 
 kills           runs that were killed -9 at a random moment and then resumed
 lossless        of those, how many ended bit for bit as the unbroken run, no row skipped or repeated
@@ -34,7 +36,7 @@ import others
 import test_bad_input as bad
 from launch import deepspeed, kill_once
 
-FULL = {"selector": 20, "sft": 20, "scoring": 10}
+FULL = {"selector": 80, "sft": 80, "scoring": 40}
 SHORT = {"selector": 1}
 ATTEMPTS = 3  # to meet a moment that lasts a millisecond
 
@@ -42,9 +44,11 @@ ATTEMPTS = 3  # to meet a moment that lasts a millisecond
 class Suite:
     """Counts of one run of the suite, and its folder."""
 
-    def __init__(self, root: Path, seed: int):
-        self.root, self.rng = root, random.Random(seed)
+    def __init__(self, root: Path, seed: int, done: Path | None):
+        self.root, self.seed, self.done = root, seed, done
         self.counts, self.failures = Counter(), []
+        lines = done.read_text().splitlines() if done and done.exists() else []
+        self.before = {fate["what"]: fate for fate in map(json.loads, lines)}
         jobs.make_world(root)
 
     def straight(self, job: jobs.Job) -> Path:
@@ -73,10 +77,15 @@ class Suite:
 
     def kill(self, job: jobs.Job, number: int) -> None:
         """One kill at a moment of this number's kind, and the resume."""
-        moments = kills.moments(job, self.rng)
+        moments = kills.moments(job, random.Random(f"{self.seed} {job.name} {number}"))
         name = list(moments)[number % len(moments)]
         target = kills.TARGETS[number // len(moments) % len(kills.TARGETS)]
-        what, began = f"{job.name} {number}: {name}, {target}", time.monotonic()
+        what, began = f"{job.name} {number}: {name}, {target}, seed {self.seed}", time.monotonic()
+        if fate := self.before.get(what):
+            self.counts.update(fate["counts"])
+            self.failures += fate["failures"]
+            return
+        counts, failures = self.counts.copy(), len(self.failures)
         for attempt in range(ATTEMPTS):
             folder = self.root / f"{job.name}-{number}-{attempt}"
             ended = kills.strike(job, self.root, folder, moments[name], target)
@@ -85,11 +94,15 @@ class Suite:
         if ended:
             self.counts["hangs"] += ended == "hang"
             self.fail(what, ended)
-            return
-        self.counts["kills"] += 1
-        self.broken(folder)
-        self.counts["lossless"] += self.finishes(what, job, folder)
+        else:
+            self.counts["kills"] += 1
+            self.broken(folder)
+            self.counts["lossless"] += self.finishes(what, job, folder)
         print(f"{what}: {time.monotonic() - began:.0f} s", flush=True)
+        fate = {"what": what, "counts": self.counts - counts, "failures": self.failures[failures:]}
+        if self.done:
+            with self.done.open("a") as file:
+                file.write(json.dumps(fate) + "\n")
 
     def broken(self, folder: Path) -> None:
         """Counts what an interrupted run has left under a final name."""
@@ -145,6 +158,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Breaks runs and counts what was lost.")
     parser.add_argument("--full", action="store_true", help="everything; else a few of each")
     parser.add_argument("--seed", type=int, default=0, help="of moments and mutations (default 0)")
+    parser.add_argument("--done", type=Path, help="file of the kills that are over")
     parser.add_argument("--only", help="kills of one job, faults, bad_input or fuzz; all else")
     return parser.parse_args()
 
@@ -155,7 +169,7 @@ def main() -> int:
     plan = FULL if args.full else SHORT
     names = ("kills", "lossless", "hangs", "bad_inputs", "tracebacks", "partial_outputs")
     with tempfile.TemporaryDirectory(prefix="seal-faults-") as scratch:
-        suite = Suite(Path(scratch), args.seed)
+        suite = Suite(Path(scratch), args.seed, args.done)
         if args.only in (None, "fuzz"):
             suite.fuzz(10_000 if args.full else 100, args.seed)
         if args.only in (None, "bad_input"):
