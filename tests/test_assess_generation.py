@@ -29,7 +29,8 @@ from seal.assess.generation import (
     share_of,
 )
 from seal.assess.prompts import read_prompts, read_records
-from seal.assess.rendering import encode_prompts
+from seal.assess.rendering import encode_pairs, encode_prompts
+from seal.assess.verdicts import spoken
 from seal.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,8 +76,9 @@ def write_prompts(path, texts, **columns):
 TEXTS = [f"question {'x' * (7 * i % 40)} number {i}" for i in range(13)] + ["same", "same"]
 
 
-def answers_of(model_dir, tmp_path, name, *, budget=400, ranks=None, **sampling):
+def answers_of(model_dir, tmp_path, name, *, budget=400, ranks=None, template=CHAT, **sampling):
     tokenizer = tokenizer_of(model_dir)
+    tokenizer.chat_template = template
     settings = Sampling(**({"max_new_tokens": 12} | sampling))
     engine = HFEngine(load_model(str(model_dir), None, False, "cpu"), tokenizer, settings)
     prompts = read_prompts(write_prompts(tmp_path / "p.jsonl", TEXTS))
@@ -94,6 +96,19 @@ def test_answers_do_not_depend_on_the_batch(model_dir, tmp_path, temperature):
     assert alone == together and len(alone) == len(TEXTS)
     assert len(set(alone)) > 5
     assert (alone[-1] == alone[-2]) == (temperature == 0)  # equal prompts draw apart
+
+
+def test_a_thought_that_the_prompt_opens_is_part_of_the_answer(model_dir, tmp_path):
+    """Cut short, it is a thought that has not ended, not an answer."""
+    template = CHAT.replace("<assistant>", "<assistant><think>\n")
+    answers = answers_of(model_dir, tmp_path, "opened", template=template)
+    assert all(answer.startswith("<think>\n") for answer in answers)
+    assert {spoken(answer) for answer in answers} == {None}
+    tokenizer = tokenizer_of(model_dir)
+    tokenizer.chat_template = template
+    ((ids, start),) = encode_pairs(["Hi"], ["Yes"], tokenizer, Template(chat=True))
+    texts = tokenizer.decode(ids[:start]), tokenizer.decode(ids[start:])
+    assert texts == ("<user>Hi\n<assistant>", "Yes</s>")
 
 
 def test_sampling_follows_its_seed(model_dir, tmp_path):

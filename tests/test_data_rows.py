@@ -257,6 +257,20 @@ def test_thinking_turns_are_learned_as_the_template_renders_them(tmp_path, model
         assert learned(load(tmp_path, {"messages": same}), template_of(model)) == [text]
 
 
+@pytest.mark.parametrize("model", ["deepseekv3", "deepseek_r1_distill"])
+def test_a_generation_prompt_that_opens_a_thought(tmp_path, model):
+    """A finished turn of such a template is the answer alone."""
+    template, closed = template_of(model), "<think>\nthree threes\n</think>\n\n9"
+    plain, turns = {"prompt": "3*3?", "response": "9"}, THINKING[:2] + THINKING[:1]
+    rows = load(tmp_path, plain, {"messages": [*turns, turn("assistant", "Ciao")]})
+    one, two = learned(rows, template)
+    assert one.endswith("3*3?<｜Assistant｜>«9<｜end▁of▁sentence｜>»")
+    assert "Hello<｜end▁of▁sentence｜>»<｜User｜>" in two and "greet" not in two
+    assert two.endswith("<｜Assistant｜>«Ciao<｜end▁of▁sentence｜>»")
+    rows = load(tmp_path, plain, plain | {"response": closed})
+    assert skipped(rows, template) == {"thought not rendered": 1}
+
+
 def test_an_answer_that_its_lead_in_holds_is_found_behind_it(tmp_path):
     rows = load(tmp_path, {"prompt": "Say think.", "response": "think"})
     (text,) = learned(rows, template_of("qwen3"))

@@ -25,7 +25,7 @@ from seal.assess.generation import (
     run_job,
 )
 from seal.assess.rendering import encode_prompts
-from seal.datasets.rendering import turn_end
+from seal.datasets.rendering import opened_thought, turn_end
 from seal.errors import InputError
 
 
@@ -139,6 +139,9 @@ class SeededSampler(LogitsProcessor):
         return logits - (-uniform.log()).log().to(logits.device)
 
 
+LONGEST_OPENING = 16  # tokens of <think> and the blanks behind it
+
+
 class HFEngine:
     """Batched generation with a Hugging Face model, left padded.
 
@@ -177,12 +180,19 @@ class HFEngine:
             attention_mask=mask.to(self.model.device),
             logits_processor=processors,
         )
-        return [self._taken_apart(row) for row in output[:, width:].tolist()]
+        answers = output[:, width:].tolist()
+        return [self._taken_apart(*both) for both in zip(ids, answers, strict=True)]
 
-    def _taken_apart(self, row: list[int]) -> tuple[str, str, int]:
+    def _taken_apart(self, prompt: Sequence[int], row: list[int]) -> tuple[str, str, int]:
+        """An answer goes on with the thought that its prompt has opened: the tag belongs to it."""
+        opened = opened_thought(self.tokenizer.decode(prompt[-LONGEST_OPENING:]))
         end = next((k for k, token in enumerate(row) if token in self._ends), None)
         text = self.tokenizer.decode(row[:end], skip_special_tokens=True).strip()
-        return text, "length" if end is None else "stop", len(row) if end is None else end + 1
+        return (
+            opened + text,
+            "length" if end is None else "stop",
+            len(row) if end is None else end + 1,
+        )
 
 
 def generate(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from seal.assess.generation import Template
-from seal.datasets.rendering import check_template
+from seal.datasets.rendering import check_template, opened_thought
 from seal.errors import InputError
 
 if TYPE_CHECKING:
@@ -79,6 +79,8 @@ def _encode(
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
     )
+    if answer:  # no thought, so none is opened, as in a finished turn
+        text = text.removesuffix(opened_thought(text))
     return tokenizer(text + answer, add_special_tokens=False).input_ids
 
 

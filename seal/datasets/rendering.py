@@ -18,6 +18,7 @@ from seal.datasets.prompts import THOUGHTS, Messages
 from seal.errors import InputError
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_OPENED = re.compile(r"<think>\s*$")
 _REMEDY = "mark its turns with {% generation %}, or train without apply_chat_template"
 REFUSED = "refused by the chat template"
 REWRITTEN = "rewritten by the chat template"
@@ -164,7 +165,7 @@ def _spans(
 ) -> list[tuple[int, int]]:
     """Where each of the answers `turns` stands, with what closes it."""
     prompts = [render(messages[:i], generation_prompt=True) for i in turns]
-    starts = [len(prompt) if text.startswith(prompt) else None for prompt in prompts]
+    starts = [_start(text, prompt) for prompt in prompts]
     if starts[-1] is None:  # an older turn may be written without its thought
         raise Unfit(
             f"{REWRITTEN}: the chat template's generation prompt is not how it starts an "
@@ -175,6 +176,20 @@ def _spans(
         found = _aligned(text, messages, turns, starts, render)
     closing = text[found[-1][1] :].rstrip()
     return [(start, stop + _closing_length(text[stop:], closing)) for start, stop in found]
+
+
+def opened_thought(prompt: str) -> str:
+    """What opens a thought at the end of a generation prompt, as DeepSeek's do; "" for none."""
+    found = _OPENED.search(prompt)
+    return found[0] if found else ""
+
+
+def _start(text: str, prompt: str) -> int | None:
+    """Where the turn begins that `prompt` asks for; a finished turn may be without its thought."""
+    for lead in (prompt, prompt.removesuffix(opened_thought(prompt))):
+        if text.startswith(lead):
+            return len(lead)
+    return None
 
 
 def _as_it_is(text: str, start: int | None, message: dict) -> tuple[int, int] | None:
@@ -240,7 +255,11 @@ def _check_whole(
         for key in message.keys() - {"role", "weight", "tool_call_id"}:
             leaves, where = list(_leaves(message[key])), asked
             if role == "assistant":
-                leaves, where = [leaf.rpartition("</think>")[2] for leaf in leaves], answered
+                thoughts, where = [leaf.rpartition("</think>") for leaf in leaves], answered
+                leaves = [after for _, _, after in thoughts]
+                said = [thought.replace("<think>", "") for thought, _, _ in thoughts]
+                if i > question and not all(_is_written(thought, answered) for thought in said):
+                    raise Unfit("thought not rendered")
             old = key in THOUGHTS and i < question
             where = text if key == "name" else where
             if old or all(_is_written(leaf, where) for leaf in leaves):
