@@ -150,6 +150,11 @@ CASES = {
     "zero-5": ("selector", "--zero_stage 5", ["zero_stage", "0, 1, 2 or 3", "5"]),
     "accumulator": ("sft", "--grad_accum_dtype fp8", ["grad_accum_dtype", "fp8", "bf16"]),
     "four-bit": ("sft", "--load_in_4bit --lora_rank 4", ["load_in_4bit", "bitsandbytes"]),
+    "four-bit-zero-3": (
+        "sft",
+        "--load_in_4bit --lora_rank 4 --zero_stage 3",
+        ["load_in_4bit", "--zero_stage 2"],
+    ),
     "four-bit-full": ("sft", "--load_in_4bit", ["load_in_4bit"]),
     "modules": ("sft", "--lora_rank 4 --target_modules nose", ["target_modules", "nose"]),
     "rank-negative": ("sft", "--lora_rank -4", ["lora_rank", "-4"]),

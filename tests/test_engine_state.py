@@ -10,7 +10,7 @@ from launch import deepspeed
 from laws_driver import make_dataset
 from tiny import random_rows, tiny_model
 
-from seal.errors import InputError
+from seal.errors import InputError, NonFiniteLoss
 from seal.models.actor import Actor
 from seal.models.attention import VARLEN
 from seal.trainer.checkpoint import Checkpoints
@@ -68,6 +68,26 @@ def test_a_fresh_engine_goes_on_bit_for_bit(own_environment, tmp_path, stage, bf
         assert torch.equal(mine, theirs)
     assert resumed.get_lr() == rate
     resumed.destroy()
+
+
+PRECISIONS = {"fp32": Precision(), "bf16": Precision(True), "bf16 sums": Precision(True, "bf16")}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("stage", range(4))
+def test_a_step_of_a_bad_gradient_norm_changes_nothing(own_environment, stage, precision):
+    strategy = DeepspeedStrategy(Zero(stage), PRECISIONS[precision])
+    strategy.setup_distributed()
+    engine = engine_of(strategy)
+    steps(strategy, engine, 2)  # Adam would go on with its moments where gradients are zero
+    before = engine_state.full_state(strategy, engine, trainable_only=False)
+    model = RowModel(engine, strategy, make_dataset(ROWS), capacity=48)
+    model.backward(np.arange(len(ROWS)), SHARE * float("inf"))
+    with pytest.raises(NonFiniteLoss, match=r"step 3: the gradient norm is (nan|inf)"):
+        strategy.step(engine, 3)
+    after = engine_state.full_state(strategy, engine, trainable_only=False)
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    engine.destroy()
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])

@@ -514,6 +514,11 @@ def get_strategy(args: argparse.Namespace):
     """The DeepSpeed strategy of these flags, processes already joined."""
     from seal.utils.strategy import DeepspeedStrategy, Precision, Zero
 
+    if args.load_in_4bit and args.zero_stage == 3:
+        raise InputError(
+            "--load_in_4bit with --zero_stage 3: packed 4-bit weights are not parted over ranks; "
+            "use --zero_stage 2, a quarter of the base fits on each"
+        )
     if args.local_rank >= 0:
         os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     strategy = DeepspeedStrategy(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from seal.errors import NonFiniteLoss, Stopped
+from seal.errors import Stopped
 from seal.models.selector import Selector
 from seal.progress import Progress
 from seal.trainer.evaluation import mean_loss
@@ -199,9 +199,7 @@ class SelectorTrainer:
             require_finite(tracked, self.n_safe + user_rows, model.dataset, step)
             baseline = (tracked / tokens[len(safe_rows) :]).float()
         model_rate = model.engine.get_lr()[0]
-        norms = [model.strategy.step(engine) for engine in self._engines()]
-        if not all(map(math.isfinite, norms)):
-            raise NonFiniteLoss(f"step {step}: the gradient norm is {norms}; lower --learning_rate")
+        norms = [model.strategy.step(engine, step) for engine in self._engines()]
         rate = self.selector_rate(step - 1)
         self.selector.update(visited, row_losses[len(safe_rows) :], rate, baseline)
         return {

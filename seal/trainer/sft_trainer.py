@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from seal.errors import NonFiniteLoss, Stopped
+from seal.errors import Stopped
 from seal.progress import Progress
 from seal.trainer.evaluation import mean_loss
 from seal.trainer.order import EpochBatches
@@ -114,9 +114,7 @@ class SFTTrainer:
         nll = model.backward(rows, torch.full((len(rows),), 1.0 / tokens))
         require_finite(nll, rows, model.dataset, step)
         learning_rate = model.engine.get_lr()[0]
-        norm = model.strategy.step(model.engine)
-        if not math.isfinite(norm):
-            raise NonFiniteLoss(f"step {step}: the gradient norm is {norm}; lower --learning_rate")
+        norm = model.strategy.step(model.engine, step)
         return {
             "train/loss": float(nll.sum()) / tokens,
             "train/grad_norm": norm,

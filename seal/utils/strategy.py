@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import transformers
 
-from seal.errors import InputError
+from seal.errors import InputError, NonFiniteLoss
 from seal.files import claim, no_room
 from seal.progress import Progress, say
 from seal.utils import engine_state
@@ -38,6 +38,10 @@ from deepspeed.runtime.zero.partition_parameters import is_zero_param
 T = TypeVar("T")
 GRAD_ACCUM_DTYPES = ("fp32", "bf16")
 ROLL_CALL_SECONDS = 5
+
+
+class _NotFinite(Exception):
+    """A gradient norm that no step may be taken with."""
 
 
 @dataclass(frozen=True)
@@ -359,21 +363,32 @@ class DeepspeedStrategy:
         """
         engine.backward(loss * self.world_size, scale_wrt_gas=False)
 
-    def step(self, engine: deepspeed.DeepSpeedEngine) -> float:
+    def step(self, engine: deepspeed.DeepSpeedEngine, number: int = 1) -> float:
         """One optimizer step.
 
+        Args:
+            number: of the step, for the message.
+
         Returns:
-            Global gradient norm before clipping; of the first group where groups are apart, unless
-            another's is not finite.
+            Global gradient norm before clipping; of the first group where groups are apart.
+
+        Raises:
+            NonFiniteLoss: on every rank, a norm is not finite; nothing has been changed.
         """
         self._norms = []
-        engine.step()
+        with contextlib.suppress(_NotFinite):
+            engine.step()  # under ZeRO, DeepSpeed 0.19.8 leaves out a step of such a norm itself
         if self.zero.stage == 3:
             # Its buffers are overwritten in the first backward of a step and added to in the later
             # ones, so a parameter that the first one does not reach would keep an old gradient.
             engine.optimizer.grad_partitions_flat_buffer.zero_()
         norms = [float(norm) for norm in self._norms] or [float(engine.get_global_grad_norm())]
-        return next((norm for norm in norms if not math.isfinite(norm)), norms[0])
+        if not all(map(math.isfinite, norms)):
+            told = ", ".join(f"{norm:g}" for norm in norms)
+            raise NonFiniteLoss(
+                f"step {number}: the gradient norm is {told}; lower --learning_rate"
+            )
+        return norms[0]
 
     def gathered(self, parameters: list[torch.nn.Parameter]) -> contextlib.AbstractContextManager:
         """Whole parameters inside the context, whatever the ZeRO stage (read only)."""
@@ -422,6 +437,8 @@ class DeepspeedStrategy:
             if self.zero.stage:  # each rank holds a piece
                 self.all_reduce(square)
             self._norms.append(square.sqrt())
+            if not self._norms[-1].isfinite():
+                raise _NotFinite
             if self.max_norm:
                 for grad in grads:
                     grad.mul_((self.max_norm / (self._norms[-1] + 1e-6)).clamp(max=1.0))
