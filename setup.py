@@ -48,6 +48,7 @@ setup(
         "study": ["matplotlib>=3.9", "scikit-learn>=1.5", "gguf>=0.17"],
         "test": [
             "pytest>=8.3",
+            "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "ruff>=0.14",
             "mkdocs>=1.6",
