@@ -112,12 +112,20 @@ def losses(job: Job, straight: Path, folder: Path) -> list[str]:
         one, other = ((path / job.weights).read_bytes() for path in (straight, folder))
         if one != other:
             found.append("the weights differ")
+        one, other = (visible((path / job.weights).parent) for path in (straight, folder))
+        if one != other:
+            found.append(f"files of the model: {sorted(one ^ other)}")
     if job.log:
         lines = [json.loads(line) for line in (folder / job.log).read_text().splitlines()]
         steps = [line["step"] for line in lines if "train/lr" in line]
         if steps != list(range(1, STEPS + 1)):
             found.append(f"steps {steps}")
     return found
+
+
+def visible(directory: Path) -> set[str]:
+    """Names in a directory that do not begin with a dot."""
+    return {path.name for path in directory.iterdir() if path.name[0] != "."}
 
 
 def partial_outputs(folder: Path) -> list[str]:

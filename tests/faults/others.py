@@ -1,19 +1,22 @@
-"""Faults beside kills: damage, full disks, wrong dates, a second run, a rank that hangs.
+"""Faults beside kills: damage, full disks, wrong dates, other runs, a rank that hangs, a rewind.
 
 Each takes the folder of a run that was broken after its second checkpoint and says what went wrong
 in words, None for nothing; the run must still be able to finish without loss.
 """
 
+import json
 import os
 import shutil
 import signal
 import time
 from pathlib import Path
 
-from jobs import Job
-from kills import END_SECONDS
+from jobs import SECONDS, Job
+from kills import END_SECONDS, POLL
 from launch import deepspeed, kill, run, start
 from warm import WarmRun
+
+from seal.models.actor import ModelSettings, load_actor
 
 # Runs a command with directory $1 on a tmpfs of $2 bytes; what is there then is copied to after/.
 IN_TMPFS = """
@@ -152,6 +155,55 @@ def hanging_rank(job: Job, root: Path, folder: Path) -> str | None:
     return None if "no answer from rank 0," in run.output else run.output[-500:]
 
 
+def ended(job: Job, words: list[str], folder: Path) -> str:
+    """Runs a job's script to its end; what it has printed.
+
+    Raises:
+        AssertionError: it hangs, or its status is not 0.
+    """
+    run = WarmRun(job.script, words, folder)
+    if not run.wait(SECONDS):
+        run.kill()
+    assert run.status == 0, run.output[-1500:]
+    return run.output
+
+
+def rewind(job: Job, root: Path, folder: Path) -> str | None:
+    """Gone on from the older checkpoint, and killed at once: the newest is the older one then."""
+    older = min(folder.glob("snapshots/*/step_*"), key=lambda path: int(path.name[5:]))
+    words = [*job.words(root), "--load_checkpoint"]
+    run = WarmRun(job.script, [*words, str(older)], folder)
+    while json.loads((older.parent / "order.json").read_text())[-1] != older.name:
+        if run.ended():
+            return f"the run did not start: {run.output[-500:]}"
+        time.sleep(POLL)
+    run.kill()
+    output = ended(job, words, folder)
+    if f"{older.name} after step {older.name[5:]}" not in output:
+        return f"not from {older}: {output[-500:]}"
+    return None
+
+
+def another_run(job: Job, root: Path, folder: Path) -> str | None:
+    """A run with another seed in the same directory of checkpoints leaves this one's alone."""
+    before = whole_files(folder / "snapshots")
+    ended(job, [*job.words(root), "--seed", "7", "--save_path", "other"], folder)
+    after = whole_files(folder / "snapshots")
+    return None if before < after else f"{before} -> {after}"
+
+
+def another_kind_of_model(job: Job, root: Path, folder: Path) -> str | None:
+    """An adapter replaces the full model: it alone is there; the resume puts the full one back."""
+    ended(job, [*job.words(root), "--load_checkpoint"], folder)
+    words = [*job.words(root), "--lora_rank", "2", "--overwrite", "--ckpt_path", "apart"]
+    ended(job, words, folder)
+    left = whole_files(folder / "tuned")
+    loaded = load_actor(ModelSettings(str(folder / "tuned")))
+    if left != {"adapter_model.safetensors"} or not loaded.has_adapter:
+        return f"{left}, loaded as an adapter: {loaded.has_adapter}"
+    return None
+
+
 FAULTS = (
     truncated_checkpoint,
     flipped_bit,
@@ -161,4 +213,7 @@ FAULTS = (
     clock_jump,
     second_run,
     hanging_rank,
+    rewind,
+    another_run,
+    another_kind_of_model,
 )

@@ -6,6 +6,7 @@ With --done, each kill is noted in FILE when it is over, and a later go counts i
 
 kills           runs that were killed -9 at a random moment and then resumed
 lossless        of those, how many ended bit for bit as the unbroken run, no row skipped or repeated
+faults          of others.py that lost nothing
 hangs           runs of which a process was left after the time limit
 bad_inputs      cases of tests/test_bad_input.py; tracebacks: those that ended in anything else than
                 one line
@@ -121,6 +122,7 @@ class Suite:
             self.fail(what, wrong)
         self.broken(folder)
         if self.finishes(what, job, folder) and not wrong:
+            self.counts["faults"] += 1
             print(f"{what}: ok", flush=True)
 
     def bad_input(self, names: list[str]) -> None:
@@ -159,7 +161,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--full", action="store_true", help="everything; else a few of each")
     parser.add_argument("--seed", type=int, default=0, help="of moments and mutations (default 0)")
     parser.add_argument("--done", type=Path, help="file of the kills that are over")
-    parser.add_argument("--only", help="kills of one job, faults, bad_input or fuzz; all else")
+    parser.add_argument(
+        "--only", help="kills of one job, faults, the name of one, bad_input or fuzz; all else"
+    )
     return parser.parse_args()
 
 
@@ -167,7 +171,7 @@ def main() -> int:
     """Runs the suite; returns the exit status."""
     args = parse()
     plan = FULL if args.full else SHORT
-    names = ("kills", "lossless", "hangs", "bad_inputs", "tracebacks", "partial_outputs")
+    names = ("kills", "lossless", "faults", "hangs", "bad_inputs", "tracebacks", "partial_outputs")
     with tempfile.TemporaryDirectory(prefix="seal-faults-") as scratch:
         suite = Suite(Path(scratch), args.seed, args.done)
         if args.only in (None, "fuzz"):
@@ -177,8 +181,8 @@ def main() -> int:
         for name, count in plan.items():
             for number in range(count if args.only in (None, name) else 0):
                 suite.kill(jobs.JOBS[name], number)
-        if args.only == "faults" or (args.full and args.only is None):
-            for fault in others.FAULTS:
+        for fault in others.FAULTS:
+            if args.only in ("faults", fault.__name__) or (args.full and args.only is None):
                 suite.fault(jobs.JOBS["sft"], fault)
     print(json.dumps({name: suite.counts[name] for name in (*names, "fuzzed", "crashes")}))
     return 1 if suite.failures or suite.counts["crashes"] else 0
