@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from launch import SELECTOR, SFT, deepspeed, kill_once, launched, python
+from launch import run as run_words
 from peft import PeftModel
 from safetensors.torch import load_file
 from tiny_world import make_model, make_rows, make_tokenizer, write_rows
@@ -309,7 +310,29 @@ def test_a_killed_run_resumes_bitwise(data, tmp_path, stage):
         for speed in ("seconds", "train/tokens_per_second"):
             line.pop(speed, None)
     assert logs[0] == logs[1]
-    assert len(list(folders[1].glob("snapshots/*/step_*"))) == 2
+    snapshots = list(folders[1].glob("snapshots/*/step_*"))
+    assert len(snapshots) == 2
+    check_dry_run(launched(script, *words, "--dry_run", 2), tmp_path, env, snapshots, runs[1])
+
+
+def check_dry_run(words: list, folder: Path, env: dict, snapshots: list[Path], run: Path) -> None:
+    """It leaves nothing, and what it tells is what the run with the same flags has taken."""
+    (folder / "dry").mkdir()
+    dry = run_words(words, cwd=folder / "dry", env=env)
+    assert dry.status == 0 and not list((folder / "dry").iterdir()), dry.output[-3000:]
+    told = re.search(
+        r"dry run of 2 steps: (\S+) s a step, .* h for (\d+) steps .* memory (\S+) GiB "
+        r"a rank; disk .* \(models \(1\) (\S+), checkpoints \(2\) (\S+?)[,)].*nothing was written",
+        dry.output,
+    )
+    seconds, steps, memory, model, kept = map(float, told.groups())
+    log = metrics(run / "metrics.jsonl")
+    assert steps == max(line["step"] for line in log) and 0.1 < memory < 4
+    assert 0.1 < seconds * steps / log[-1]["seconds"] < 3
+    written = sum(path.stat().st_size for at in snapshots for path in at.glob("engine_*"))
+    assert kept * 2**30 == pytest.approx(written, rel=0.1, abs=2e4)  # headers
+    weights = sum(path.stat().st_size for path in (folder / "killed/tuned").glob("*.safetensors"))
+    assert model * 2**30 == pytest.approx(weights, rel=0.1, abs=4e3)
 
 
 def test_the_same_run_writes_the_same_artefact(data, tmp_path):

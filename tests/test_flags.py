@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from seal.cli import batch_inference, evaluate
 from seal.cli import flags as cli
 from seal.errors import InputError
 
@@ -123,6 +124,15 @@ def settings_read(tree: ast.Module) -> set[str]:
     assert filled
     classes = [vars(importlib.import_module(modules[name]))[name] for name in filled]
     return {field.name for cls in classes for field in fields(cls)}
+
+
+def test_no_flag_is_declared_twice():
+    names = [name for group in cli.GROUPS.values() for name in group]
+    assert len(names) == len(set(names)) > 120
+    for parser in (*ALL_SCRIPTS.values(), batch_inference.parser, evaluate.parser):
+        assert {action.dest for action in parser()._actions} <= {*names, "help", "config"}
+    literal = [path for path in (ROOT / "seal").rglob("*.py") if r"Human: {}\n" in path.read_text()]
+    assert literal == [ROOT / "seal/datasets/__init__.py"]
 
 
 @pytest.mark.parametrize("script", ALL_SCRIPTS)

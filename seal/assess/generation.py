@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from seal.assess.answers import Answer, Parts, is_complete, write_answers
 from seal.assess.prompts import Prompt, sha256_of_text
+from seal.datasets import PUBLISHED_TEMPLATE
 from seal.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Template:
     """
 
     chat: bool = False
-    text: str = "Human: {}\nAssistant: "
+    text: str = PUBLISHED_TEMPLATE
 
 
 class Ranks(Protocol):

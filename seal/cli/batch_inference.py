@@ -29,34 +29,8 @@ from seal.utils import entry
 
 def parser() -> flags.Parser:
     """The flags of this script."""
-    parser = flags.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--pretrain", required=True, help="model directory, hub name, adapter, or served name")
-    add("--lora_path", help="LoRA adapter directory on top of --pretrain")
-    add("--prompts", required=True, nargs="+", help="prompt files: .json, .jsonl, .csv (.gz)")
-    add("--output_path", required=True, nargs="+", help="one .json to write a prompt file")
-    add("--input_key", help="column of the prompt (default prompt, instruction or question)")
-    add("--generator", help="the model's name in the output (default from --pretrain)")
-    add("--engine", default="hf", choices=("hf", "openai"), help="what runs the model")
-    add("--base_url", help="--engine openai: address up to /v1; key only from the environment")
-    add("--concurrency", type=int, default=8, help="--engine openai: requests at once (default 8)")
-    add("--apply_chat_template", action="store_true", help="use the tokenizer's chat template")
-    add(
-        "--input_template",
-        default=Template().text,
-        help="prompt text around {} (default 'Human: {}\\nAssistant: ')",
-    )
-    add("--truncate_prompt", choices=("left",), help="cut longer prompts (default: an error)")
-    add("--max_len", type=int, help="tokens a prompt may have (default: what the context leaves)")
-    add("--max_new_tokens", type=int, default=512, help="tokens an answer may have (default 512)")
-    add("--temperature", type=float, default=0.0, help="0 is greedy (default 0)")
-    add("--top_p", type=float, default=1.0, help="share of probability kept (default 1)")
-    add("--seed", type=int, default=42, help="of sampling, a prompt at a time (default 42)")
-    add("--token_budget", type=int, default=16384, help="padded tokens a batch (default 16384)")
-    add("--bf16", action="store_true", help="weights and arithmetic in bfloat16 (else float32)")
-    add("--trust_remote_code", action="store_true", help="run code that comes with the tokenizer")
-    add("--local_rank", type=int, default=-1, help="set by the launcher")
-    return parser
+    groups = "every script", "one model", "answering", "prompts"
+    return flags.Parser(__doc__, *groups, max_len=None)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -71,8 +45,6 @@ def check(args: argparse.Namespace) -> None:
         raise InputError(f"--output_path {wrong or args.output_path} must be distinct .json files")
     if args.engine == "openai" and not args.base_url:
         raise InputError("--engine openai needs --base_url, the server's address up to /v1")
-    if args.token_budget < 1:
-        raise InputError(f"--token_budget must be at least 1, got {args.token_budget}")
 
 
 def jobs_of(args: argparse.Namespace, sampling: Sampling, template: Template) -> list[Job]:

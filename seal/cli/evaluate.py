@@ -41,47 +41,8 @@ CONFIDENCE = 0.95
 
 def parser() -> flags.Parser:
     """The flags of this script."""
-    parser = flags.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument_group("what is evaluated").add_argument
-    add("--models", nargs="+", default=[], metavar="NAME=PATH", help="models or LoRA adapters")
-    add("--answers", nargs="+", default=[], metavar="NAME=DIR", help="answers made before")
-    add("--harmful", nargs="+", default=[], help="prompts to refuse (column category is used)")
-    add("--over_refusal", nargs="+", default=[], help="prompts to answer, such as XSTest's")
-    add("--preference", nargs="+", default=[], help="prompts with a reference answer to beat")
-    add("--references", nargs="+", default=[], help="prompts with the right answer")
-    add("--baseline", help="name of the model that --preference compares with, not the file's")
-    add("--input_key", help="column of the prompt (default prompt, instruction or question)")
-    add("--out", required=True, help="directory of results.json, verdicts.jsonl and answers/")
-    add = parser.add_argument_group("judges").add_argument
-    add(
-        "--judges",
-        nargs="+",
-        default=["rules"],
-        choices=("rules", "trained", "openai", "reward"),
-        help="rules, trained (--judge_file), openai (a served model), reward (a reward or guard "
-        "model) (default rules)",
-    )
-    add("--judge_file", help="trained: what benchmarks/refusal_judge.py --save wrote")
-    add("--judge_base_url", help="openai: address up to /v1; the key only from the environment")
-    add("--judge_model", help="openai: name of the served model")
-    add("--judge_cache", help="openai: file of verdicts paid for (default OUT/verdicts.sqlite)")
-    add("--judge_max_tokens", type=int, default=4096, help="openai: of a reply (default 4096)")
-    add("--judge_concurrency", type=int, default=8, help="openai: requests at once (default 8)")
-    add("--judge_timeout", type=float, default=120.0, help="openai: seconds a reply (default 120)")
-    add("--judge_retries", type=int, default=6, help="openai: further tries of a call (default 6)")
-    add("--reward_model", help="reward: model directory or hub name")
-    add("--guard_unsafe_label", default="unsafe", help="reward: label of a guard (default unsafe)")
-    add = parser.add_argument_group("answering, for --models").add_argument
-    add("--apply_chat_template", action="store_true", help="use the tokenizer's chat template")
-    add("--input_template", default=Template().text, help="prompt text around {}")
-    add("--max_new_tokens", type=int, default=512, help="tokens an answer may have (default 512)")
-    add("--temperature", type=float, default=0.0, help="0 is greedy (default 0)")
-    add("--top_p", type=float, default=1.0, help="share of probability kept (default 1)")
-    add("--seed", type=int, default=42, help="of sampling and of every interval (default 42)")
-    add("--token_budget", type=int, default=16384, help="padded tokens a batch (default 16384)")
-    add("--bf16", action="store_true", help="weights and arithmetic in bfloat16 (else float32)")
-    add("--local_rank", type=int, default=-1, help="set by the launcher")
-    return parser
+    groups = "what is evaluated", "judges", "answering", "every script"
+    return flags.Parser(__doc__, *groups)
 
 
 def read_sets(args: argparse.Namespace) -> list[PromptSet]:

@@ -1,4 +1,4 @@
-"""Every flag of the training scripts, declared once, and what turns flags into settings."""
+"""Every flag of the scripts, declared once, and what turns flags into settings."""
 
 import argparse
 import hashlib
@@ -10,11 +10,11 @@ from dataclasses import fields
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from seal.datasets import load_rows, tokenize_rows
+from seal.datasets import PUBLISHED_TEMPLATE, load_rows, tokenize_rows
 from seal.errors import InputError
 from seal.files import claim
 from seal.provenance import model_fingerprint
@@ -25,40 +25,338 @@ from seal.selection.calibration import (
     canaries_needed,
     draw_canaries,
 )
+from seal.trainer.checkpoint import Checkpoints
 from seal.utils.config import config_words, meant, words_of
 from seal.utils.logger import Logger, NoLogger, WandbSettings
 from seal.utils.record import run_config
 
 T = TypeVar("T")
-USED = (
-    "config.json",
-    "adapter_config.json",
-    "metrics.jsonl",
-    "seal_run.json",
-)  # of a model or a run
+# What a model or a run leaves in its folder.
+USED = ("config.json", "adapter_config.json", "metrics.jsonl", "seal_run.json")
+REQUIRED = object()
+
+
+def bounded(kind: type[T], within: str, fits: Callable[[T], bool], *words: T) -> Callable[[str], T]:
+    """A flag's type with its bound, for argparse.
+
+    Args:
+        kind: int or float.
+        within: the bound in words, after "must be".
+        fits: whether a value is within; not a number never is.
+        words: values outside it that are allowed too.
+    """
+
+    def read(word: str) -> T:
+        if word in words:
+            return word
+        value = kind(word)
+        if not (value in words or fits(value)):
+            raise argparse.ArgumentTypeError(f"must be {within}, got {word}")
+        return value
+
+    read.__name__ = kind.__name__
+    return read
+
+
+room = bounded(int, "at least 4 tokens", lambda value: value >= 4)
+at_least_one = bounded(int, "at least 1", lambda value: value >= 1)
+seed = bounded(int, "in [0, 2^32)", lambda value: 0 <= value < 2**32)
+or_never = bounded(int, "at least 1, or -1", lambda value: value >= 1, -1)
+not_negative = bounded(float, "finite, 0 or more", lambda value: 0 <= value < math.inf)
+positive = bounded(float, "finite, above 0", lambda value: 0 < value < math.inf)
+share = bounded(float, "in (0, 1]", lambda value: 0 < value <= 1)
+inner_share = bounded(float, "in (0, 1)", lambda value: 0 < value < 1)
+below_one = bounded(float, "in [0, 1)", lambda value: 0 <= value < 1)
+topp = bounded(float, "in (0, 1], 0.8 keeps 80 %, or auto", lambda value: 0 < value <= 1, "auto")
+
+
+class WandbKey(argparse.Action):
+    """Sets the flag; a key that is given with it goes to the environment, and nowhere else."""
+
+    def __call__(self, parser, namespace, value, option_string=None):
+        """Takes the key, if there is one, out of the command line, which is recorded."""
+        namespace.use_wandb = True
+        if value is not True:
+            os.environ["WANDB_API_KEY"] = value
+            words = [word.replace(f"={value}", "=***") for word in sys.argv]
+            sys.argv[:] = ["***" if word == value else word for word in words]
+
+
+class Flag(NamedTuple):
+    """What is to be known of a flag.
+
+    Attributes:
+        kind: argparse's type; bool for a switch.
+        default: REQUIRED for none; shown behind the help.
+        help: in a few words, with the unit.
+        free: whether it may change when a run is taken up again: nothing computed depends on it.
+        model: whether it names a model, which is known by its content too.
+        settings: further arguments of `add_argument`.
+    """
+
+    kind: Callable
+    default: object
+    help: str
+    free: bool = False
+    model: bool = False
+    settings: dict | None = None
+
+
+FREE, MODEL = {"free": True}, {"model": True}
+MANY, ANY = {"settings": {"nargs": "+"}}, {"settings": {"nargs": "*"}}
+GROUPS: dict[str, dict[str, Flag]] = {
+    "every script": {
+        "seed": Flag(seed, 42, "of every random choice"),
+        "bf16": Flag(bool, False, "weights and arithmetic in bfloat16 (else float32)"),
+        "input_key": Flag(str, None, "column of the prompt, or comma-separated, one a dataset"),
+        "input_template": Flag(str, PUBLISHED_TEMPLATE, "prompt text around {}"),
+        "apply_chat_template": Flag(bool, False, "use the tokenizer's chat template"),
+        "local_rank": Flag(int, -1, "set by the launcher", **FREE),
+    },
+    "one model": {
+        "pretrain": Flag(str, REQUIRED, "model directory, hub name or served name", **MODEL),
+        "max_len": Flag(room, 512, "tokens a row, or a prompt when answering"),
+        "trust_remote_code": Flag(bool, False, "run code that comes with the model"),
+    },
+    "model": {
+        "flash_attn": Flag(bool, False, "use the flash-attn package where it can run"),
+        "attn_implementation": Flag(str, None, "a transformers attention, overriding the choice"),
+        "gradient_checkpointing": Flag(bool, False, "recompute layers in backward"),
+        "gradient_checkpointing_use_reentrant": Flag(bool, False, "torch's reentrant form of it"),
+        "load_in_4bit": Flag(bool, False, "QLoRA: 4-bit frozen base (bitsandbytes)"),
+        "lora_rank": Flag(int, 0, "LoRA rank; 0 trains every weight"),
+        "lora_alpha": Flag(at_least_one, 16, "LoRA scale numerator"),
+        "lora_dropout": Flag(float, 0.0, "probability in [0, 1)"),
+        "target_modules": Flag(str, "all-linear", "names of the modules LoRA adapts", **ANY),
+        "aux_loss_coef": Flag(not_negative, 0.0, "weight of a MoE's balance loss"),
+    },
+    "data": {
+        "dataset": Flag(
+            str,
+            REQUIRED,
+            "files, patterns, directories or hub names, comma-separated; name:prompt:response "
+            "names the columns of one",
+        ),
+        "dataset_probs": Flag(str, "1.0", "sampling share of each dataset"),
+        "max_samples": Flag(at_least_one, None, "rows to read of each dataset, all if not given"),
+        "output_key": Flag(str, None, "column of the response, as --input_key"),
+        "supervise": Flag(str, "all", "assistant turns to learn: all or last"),
+        "pretrain_mode": Flag(bool, False, "supervise every token, prompt included"),
+    },
+    "training": {
+        "micro_train_batch_size": Flag(
+            at_least_one, 8, "rows of max_len tokens a rank holds at once; shorter ones are packed"
+        ),
+        "train_batch_size": Flag(at_least_one, 128, "rows an optimizer step"),
+        "learning_rate": Flag(not_negative, 2e-6, "AdamW's peak rate"),
+        "lr_scheduler": Flag(str, "cosine", "rate over the steps"),
+        "lr_warmup_ratio": Flag(below_one, 0.03, "share of the steps that warm up, but constant's"),
+        "l2": Flag(not_negative, 0.0, "AdamW's weight decay"),
+        "max_norm": Flag(not_negative, 1.0, "gradient norm limit, 0 for none"),
+        "zero_stage": Flag(int, 2, "ZeRO 0, 1, 2 or 3"),
+        "zpg": Flag(at_least_one, 1, "ZeRO++ partition size, in ranks"),
+        "adam_offload": Flag(bool, False, "keep Adam's state on the CPU"),
+        "grad_accum_dtype": Flag(str, None, "what gradients add up in: bf16, or fp32 (usual)"),
+        "disable_trace_cache": Flag(bool, False, "no ZeRO-3 prefetching by trace"),
+        "timeout_minutes": Flag(
+            positive,
+            30.0,
+            "longest wait for another rank, which is named then; the slowest reading of data or "
+            "evaluation must fit",
+            **FREE,
+        ),
+        "overwrite": Flag(bool, False, "replace the selector or model that is there", **FREE),
+        "dry_run": Flag(
+            at_least_one,
+            None,
+            "N real steps (batches, when scoring), then time, memory and disk of the whole run; "
+            "nothing is written",
+            **FREE,
+        ),
+    },
+    "output": {
+        "max_epochs": Flag(at_least_one, 2, "passes over the rows"),
+        "eval_dataset": Flag(str, None, "rows to evaluate on, but those that are trained on too"),
+        "save_path": Flag(str, None, "directory of the model", **FREE),
+        "save_steps": Flag(or_never, -1, "steps between checkpoints, -1 for none", **FREE),
+        "eval_steps": Flag(or_never, -1, "steps between evaluations, -1: each epoch", **FREE),
+        "logging_steps": Flag(at_least_one, 1, "steps between log lines", **FREE),
+        "ckpt_path": Flag(str, "./ckpt/checkpoints_sft", "directory of the checkpoints", **FREE),
+        "load_checkpoint": Flag(
+            str,
+            None,
+            "resume: a checkpoint's directory, or auto, the newest in --ckpt_path",
+            **FREE,
+            settings={"nargs": "?", "const": "auto"},
+        ),
+        "max_ckpt_num": Flag(at_least_one, 3, "checkpoints kept", **FREE),
+        "max_ckpt_mem": Flag(at_least_one, 1000, "GB of checkpoints kept", **FREE),
+        "use_wandb": Flag(
+            str,
+            None,
+            "log to wandb; log in first, or set WANDB_API_KEY (a key given here is not stored)",
+            **FREE,
+            settings={"action": WandbKey, "nargs": "?", "const": True},
+        ),
+        "wandb_org": Flag(str, None, "wandb entity", **FREE),
+        "wandb_group": Flag(str, None, "wandb group", **FREE),
+        "wandb_project": Flag(str, "seal", "wandb project", **FREE),
+        "wandb_run_name": Flag(str, None, "wandb run name, else seal_<time of the start>", **FREE),
+        "use_tensorboard": Flag(bool, False, "write TensorBoard event files too", **FREE),
+    },
+    "selector": {
+        "new_dataset": Flag(str, REQUIRED, "rows to select among (--dataset is the safe set)"),
+        "new_dataset_probs": Flag(str, "1.0", "as --dataset_probs"),
+        "selector_name": Flag(str, "sft_selection_logits", "file name of the selector"),
+        "selector_save_dir": Flag(str, "./ckpt", "directory of the selector", **FREE),
+        "layer": Flag(
+            int, None, "of the hidden states, else the best by held-out anchors, or the middle"
+        ),
+        "canary_dataset": Flag(
+            str, None, "rows known to be bad, scored along, never trained on in stage 2"
+        ),
+        "canary_fraction": Flag(
+            inner_share, 0.05, "canaries taken at most, as a share of the user's rows, in (0, 1)"
+        ),
+    },
+    "bilevel training": {
+        "selector_estimator": Flag(
+            str,
+            "penalty",
+            "penalty, Algorithm 2, or penalty_gap, Algorithm 1",
+            settings={"choices": ("penalty", "penalty_gap")},
+        ),
+        "selector_head": Flag(
+            str,
+            "free",
+            "free, a logit a row, or linear, a map of its hidden states",
+            settings={"choices": ("free", "linear")},
+        ),
+        "selector_activation": Flag(str, "softmax", "softmax or sigmoid"),
+        "selector_optim": Flag(str, "mirror", "mirror or adam, the published"),
+        "selector_learning_rate": Flag(not_negative, 0.1, "of the logits"),
+        "selector_lr_scheduler": Flag(str, "constant", "of the logits' rate"),
+        "upperlevel_weight": Flag(share, 0.9, "safe loss weight, in (0, 1]"),
+        "upperlevel_weight_decay": Flag(not_negative, 0.1, "its fall after each epoch"),
+        "stop_churn": Flag(
+            not_negative,
+            0.0,
+            "end when less than this share of the rows crosses the median in an epoch",
+        ),
+    },
+    "scoring": {
+        "method": Flag(str, REQUIRED, "how a row is scored; docs/method.md compares the methods"),
+        "tune_epochs": Flag(at_least_one, 1, "passes of the models tuned here"),
+        "safe_model": Flag(str, None, "a model or adapter already tuned on the safe rows", **MODEL),
+        "rows_model": Flag(str, None, "one already tuned on the user's rows", **MODEL),
+        "folds": Flag(int, 2, "folds of relative_excess, at least 2"),
+        "influence_step": Flag(positive, 1e-4, "step of the difference"),
+        "unsafe_dataset": Flag(str, None, "known-bad rows, anchors of knn, probe, larf and shift"),
+        "smooth": Flag(bool, False, "give what hidden states predict of the score"),
+        "work_dir": Flag(str, None, "finished parts, else <selector_save_dir>/<name>_parts"),
+    },
+    "selection": {
+        "selector_path": Flag(
+            str, None, "selector (.parquet, or a published .pt); none keeps every row"
+        ),
+        "topp": Flag(
+            topp,
+            None,
+            "share of the scored rows kept, in (0, 1], or auto: what the canaries justify",
+        ),
+        "max_canary_kept": Flag(inner_share, MAX_CANARY_KEPT, "limit of --topp auto"),
+        "confidence": Flag(inner_share, CONFIDENCE, "of --topp auto's bound"),
+        "unscored": Flag(str, "error", "rows without a score: error, drop or keep"),
+        "selector_tokenizer": Flag(str, None, "tokenizer a published .pt was trained with"),
+        "selector_max_len": Flag(at_least_one, None, "max_len a published .pt was trained with"),
+        "safeinstr_dataset": Flag(str, None, "safe rows mixed in, whatever the selector says"),
+        "save_best": Flag(
+            bool,
+            False,
+            "also keep the model of the lowest loss on --eval_dataset, in <save_path>/best",
+        ),
+        "eval_on_train": Flag(bool, False, "also report the loss on training rows"),
+    },
+    "answering": {
+        "max_new_tokens": Flag(int, 512, "tokens an answer may have"),
+        "temperature": Flag(float, 0.0, "0 is greedy"),
+        "top_p": Flag(float, 1.0, "share of probability kept"),
+        "token_budget": Flag(at_least_one, 16384, "padded tokens a batch"),
+    },
+    "prompts": {
+        "prompts": Flag(str, REQUIRED, "prompt files: .json, .jsonl, .csv (.gz)", **MANY),
+        "output_path": Flag(str, REQUIRED, "one .json to write a prompt file", **MANY),
+        "lora_path": Flag(str, None, "LoRA adapter directory on top of --pretrain"),
+        "generator": Flag(str, None, "the model's name in the output, else of --pretrain"),
+        "engine": Flag(str, "hf", "what runs the model", settings={"choices": ("hf", "openai")}),
+        "base_url": Flag(str, None, "of --engine openai, up to /v1; key only from the environment"),
+        "concurrency": Flag(int, 8, "requests at once of --engine openai"),
+        "truncate_prompt": Flag(
+            str, None, "cut longer prompts, else an error", settings={"choices": ("left",)}
+        ),
+    },
+    "what is evaluated": {
+        "models": Flag(str, [], "NAME=PATH: models or LoRA adapters", **MANY),
+        "answers": Flag(str, [], "NAME=DIR: answers made before", **MANY),
+        "harmful": Flag(str, [], "prompts to refuse (column category is used)", **MANY),
+        "over_refusal": Flag(str, [], "prompts to answer, such as XSTest's", **MANY),
+        "preference": Flag(str, [], "prompts with a reference answer to beat", **MANY),
+        "references": Flag(str, [], "prompts with the right answer", **MANY),
+        "baseline": Flag(str, None, "model that --preference compares with, not the file's"),
+        "out": Flag(str, REQUIRED, "directory of results.json, verdicts.jsonl and answers/"),
+    },
+    "judges": {
+        "judges": Flag(
+            str,
+            ["rules"],
+            "rules, trained (--judge_file), openai (a served model), reward (a reward or guard "
+            "model)",
+            settings={"nargs": "+", "choices": ("rules", "trained", "openai", "reward")},
+        ),
+        "judge_file": Flag(str, None, "trained: what benchmarks/refusal_judge.py --save wrote"),
+        "judge_base_url": Flag(str, None, "openai: up to /v1; the key only from the environment"),
+        "judge_model": Flag(str, None, "openai: name of the served model"),
+        "judge_cache": Flag(str, None, "openai: verdicts paid for, else OUT/verdicts.sqlite"),
+        "judge_max_tokens": Flag(int, 4096, "openai: of a reply"),
+        "judge_concurrency": Flag(int, 8, "openai: requests at once"),
+        "judge_timeout": Flag(float, 120.0, "openai: seconds a reply"),
+        "judge_retries": Flag(int, 6, "openai: further tries of a call"),
+        "reward_model": Flag(str, None, "reward: model directory or hub name"),
+        "guard_unsafe_label": Flag(str, "unsafe", "reward: label of a guard"),
+    },
+}
 
 
 class Parser(argparse.ArgumentParser):
     """argparse that raises InputError for what it does not take.
 
     Flags may stand in the YAML file of `--config`; those of the command line win.
+
+    Args:
+        groups: of GROUPS.
+        defaults: of this script, where they differ.
     """
 
     def __init__(
         self,
         description: str,
-        formatter_class: type[argparse.HelpFormatter] = argparse.HelpFormatter,
+        *groups: str,
+        formatter_class: type[argparse.HelpFormatter] = argparse.RawDescriptionHelpFormatter,
+        **defaults,
     ):
         super().__init__(
             description=description, formatter_class=formatter_class, allow_abbrev=False
         )
-        adder(self)(
+        self.add_argument(
             "--config",
-            free=True,
             metavar="YAML",
             action="append",
             help="file of flags, as `max_len: 512`; given again, the later file wins",
         )
+        for title in groups:
+            group = self.add_argument_group(title)
+            for name, flag in GROUPS[title].items():
+                _add(group, name, flag, defaults.get(name, flag.default))
 
     def parse_args(self, words: list[str] | None = None) -> argparse.Namespace:
         """The flags of the command line, and those of the file that it names."""
@@ -88,397 +386,51 @@ class Parser(argparse.ArgumentParser):
         raise InputError(message)
 
 
-def adder(group: argparse._ArgumentGroup | Parser) -> Callable:
-    """Adds flags to a group, and what is to be known of them.
+def _add(group: argparse._ArgumentGroup, name: str, flag: Flag, default: object) -> None:
+    needed, text = default is REQUIRED, flag.help
+    if flag.kind is bool:
+        settings = {"action": "store_true"}
+    else:
+        settings = {"type": flag.kind, "default": None if needed else default}
+        if not needed and default not in (None, []):
+            text += f" (default {_shown(default)})"
+    group.add_argument(f"--{name}", help=text, required=needed, **settings | (flag.settings or {}))
 
-    `free`: may change when a run is taken up again, since nothing that it computes depends on it.
-    `model`: names a model, which is known by its content too.
-    """
 
-    def add(name: str, free: bool = False, model: bool = False, **settings) -> None:
-        action = group.add_argument(name, **settings)
-        action.free, action.model = free, model
-
-    return add
+def _shown(default: object) -> str:
+    if isinstance(default, float):
+        return f"{default:g}"
+    word = " ".join(default) if isinstance(default, list) else str(default)
+    return word if word == word.strip() else repr(word)
 
 
 @cache
 def flags_that_are(fact: str) -> frozenset[str]:
     """Names of the flags of which `free` or `model` holds."""
-    parsers = (selector_parser(), score_parser(), sft_parser())
-    actions = [action for parser in parsers for action in parser._actions]
-    return frozenset(action.dest for action in actions if vars(action).get(fact))
+    flags = {name: flag for group in GROUPS.values() for name, flag in group.items()}
+    found = {name for name, flag in flags.items() if flag._asdict()[fact]}
+    return frozenset(found | {"config"} if fact == "free" else found)
 
 
-class WandbKey(argparse.Action):
-    """Sets the flag; a key that is given with it goes to the environment, and nowhere else."""
-
-    def __call__(self, parser, namespace, value, option_string=None):
-        """Takes the key, if there is one, out of the command line, which is recorded."""
-        namespace.use_wandb = True
-        if value is not True:
-            os.environ["WANDB_API_KEY"] = value
-            words = [word.replace(f"={value}", "=***") for word in sys.argv]
-            sys.argv[:] = ["***" if word == value else word for word in words]
-
-
-def bounded(kind: type[T], within: str, fits: Callable[[T], bool], *words: T) -> Callable[[str], T]:
-    """A flag's type with its bound, for argparse.
-
-    Args:
-        kind: int or float.
-        within: the bound in words, after "must be".
-        fits: whether a value is within; not a number never is.
-        words: values outside it that are allowed too.
-    """
-
-    def read(word: str) -> T:
-        if word in words:
-            return word
-        value = kind(word)
-        if not (value in words or fits(value)):
-            raise argparse.ArgumentTypeError(f"must be {within}, got {word}")
-        return value
-
-    read.__name__ = kind.__name__
-    return read
-
-
-room = bounded(int, "at least 4 tokens", lambda value: value >= 4)
-seed = bounded(int, "in [0, 2^32)", lambda value: 0 <= value < 2**32)
-at_least_one = bounded(int, "at least 1", lambda value: value >= 1)
-or_never = bounded(int, "at least 1, or -1", lambda value: value >= 1, -1)
-not_negative = bounded(float, "finite, 0 or more", lambda value: 0 <= value < math.inf)
-positive = bounded(float, "finite, above 0", lambda value: 0 < value < math.inf)
-share = bounded(float, "in (0, 1]", lambda value: 0 < value <= 1)
-inner_share = bounded(float, "in (0, 1)", lambda value: 0 < value < 1)
-topp = bounded(float, "in (0, 1], 0.8 keeps 80 %, or auto", lambda value: 0 < value <= 1, "auto")
-
-
-def model_flags(parser: Parser) -> None:
-    """The model, its precision, attention and LoRA."""
-    group = parser.add_argument_group("model")
-    add = adder(group)
-    add("--pretrain", model=True, required=True, help="model directory or hub name")
-    add("--bf16", action="store_true", help="weights and arithmetic in bfloat16 (else float32)")
-    add("--flash_attn", action="store_true", help="use the flash-attn package where it can run")
-    add("--attn_implementation", help="a transformers attention name, overriding the choice")
-    add("--gradient_checkpointing", action="store_true", help="recompute layers in backward")
-    add(
-        "--gradient_checkpointing_use_reentrant",
-        action="store_true",
-        help="torch's reentrant form of checkpointing",
-    )
-    add("--load_in_4bit", action="store_true", help="QLoRA: 4-bit frozen base (bitsandbytes)")
-    add("--lora_rank", type=int, default=0, help="LoRA rank; 0 trains every weight (default 0)")
-    add("--lora_alpha", type=at_least_one, default=16, help="LoRA scale numerator (default 16)")
-    add("--lora_dropout", type=float, default=0.0, help="probability in [0, 1) (default 0)")
-    add(
-        "--target_modules",
-        nargs="*",
-        default="all-linear",
-        help="names of the modules LoRA adapts, or all-linear (default all-linear)",
-    )
-    add("--aux_loss_coef", type=not_negative, default=0.0, help="weight of a MoE's balance loss")
-    add("--trust_remote_code", action="store_true", help="run code that comes with the model")
-
-
-def data_flags(parser: Parser) -> None:
-    """Datasets, their columns and how rows become text."""
-    group = parser.add_argument_group("data")
-    add = adder(group)
-    add(
-        "--dataset",
-        required=True,
-        help="files, patterns, directories or hub names, comma-separated; name:prompt:response "
-        "names the columns of one",
-    )
-    add("--dataset_probs", default="1.0", help="sampling share of each dataset (default 1.0)")
-    add("--max_samples", type=at_least_one, help="rows to read of each dataset (default all)")
-    add("--max_len", type=room, default=512, help="tokens a row (default 512)")
-    add("--input_key", help="column of the prompt, or comma-separated, one a dataset")
-    add("--output_key", help="column of the response, likewise")
-    add(
-        "--input_template",
-        default="Human: {}\nAssistant: ",
-        help="prompt text around {} (default 'Human: {}\\nAssistant: ')",
-    )
-    add("--apply_chat_template", action="store_true", help="use the tokenizer's chat template")
-    add("--supervise", default="all", help="assistant turns to learn: all or last (default all)")
-    add("--pretrain_mode", action="store_true", help="supervise every token, prompt included")
-
-
-def training_flags(parser: Parser) -> None:
-    """Optimisation, parallelism and randomness."""
-    group = parser.add_argument_group("training")
-    add = adder(group)
-    add(
-        "--micro_train_batch_size",
-        type=at_least_one,
-        default=8,
-        help="rows of max_len tokens a rank holds at once; shorter rows are packed (default 8)",
-    )
-    add(
-        "--train_batch_size",
-        type=at_least_one,
-        default=128,
-        help="rows an optimizer step (default 128)",
-    )
-    add("--learning_rate", type=not_negative, default=2e-6, help="AdamW's peak rate (default 2e-6)")
-    add("--lr_scheduler", default="cosine", help="rate over the steps (default cosine)")
-    add(
-        "--lr_warmup_ratio",
-        type=bounded(float, "in [0, 1)", lambda value: 0 <= value < 1),
-        default=0.03,
-        help="share of the steps over which the rate rises, but for constant (default 0.03)",
-    )
-    add("--l2", type=not_negative, default=0.0, help="AdamW's weight decay (default 0)")
-    add(
-        "--max_norm",
-        type=not_negative,
-        default=1.0,
-        help="gradient norm limit, 0 for none (default 1)",
-    )
-    add("--seed", type=seed, default=42, help="of every random choice (default 42)")
-    add("--zero_stage", type=int, default=2, help="ZeRO 0, 1, 2 or 3 (default 2)")
-    add("--zpg", type=at_least_one, default=1, help="ZeRO++ partition size, in ranks (default 1)")
-    add("--adam_offload", action="store_true", help="keep Adam's state on the CPU")
-    add("--grad_accum_dtype", help="what gradients add up in: fp32 or bf16 (default fp32)")
-    add("--disable_trace_cache", action="store_true", help="no ZeRO-3 prefetching by trace")
-    add(
-        "--timeout_minutes",
-        free=True,
-        type=positive,
-        default=30.0,
-        help="longest wait for another rank, which is named then; the slowest reading of data or "
-        "evaluation must fit (default 30)",
-    )
-    add(
-        "--overwrite",
-        free=True,
-        action="store_true",
-        help="replace the selector or model that is there",
-    )
-    add("--local_rank", free=True, type=int, default=-1, help="set by the launcher")
-
-
-def selector_flags(parser: Parser) -> argparse._ArgumentGroup:
-    """What is scored and where the selector goes; returns the group for more."""
-    group = parser.add_argument_group("selector")
-    add = adder(group)
-    add("--new_dataset", required=True, help="the rows to select among (--dataset is the safe set)")
-    add("--new_dataset_probs", default="1.0", help="as --dataset_probs (default 1.0)")
-    add("--selector_name", default="sft_selection_logits", help="file name of the selector")
-    add(
-        "--selector_save_dir",
-        free=True,
-        default="./ckpt",
-        help="directory of the selector (default ./ckpt)",
-    )
-    add("--canary_dataset", help="rows known to be bad, scored along, never trained on in stage 2")
-    add(
-        "--canary_fraction",
-        type=inner_share,
-        default=0.05,
-        help="canaries taken, at most, as a share of the user's rows, in (0, 1) (default 0.05)",
-    )
-    return group
-
-
-def output_flags(parser: Parser, save_path: str | None) -> None:
-    """How long to train; what is written, where and how often."""
-    group = parser.add_argument_group("output")
-    add = adder(group)
-    add("--max_epochs", type=at_least_one, default=2, help="passes over the rows (default 2)")
-    add("--eval_dataset", help="rows to evaluate on; any that are also trained on are left out")
-    add(
-        "--save_path",
-        free=True,
-        default=save_path,
-        help=f"directory of the model (default {save_path})",
-    )
-    add(
-        "--save_steps",
-        free=True,
-        type=or_never,
-        default=-1,
-        help="steps between checkpoints, -1 for none",
-    )
-    add(
-        "--eval_steps",
-        free=True,
-        type=or_never,
-        default=-1,
-        help="steps between evaluations, -1: each epoch",
-    )
-    add(
-        "--logging_steps",
-        free=True,
-        type=at_least_one,
-        default=1,
-        help="steps between log lines (default 1)",
-    )
-    add(
-        "--ckpt_path",
-        free=True,
-        default="./ckpt/checkpoints_sft",
-        help="directory of the checkpoints",
-    )
-    add(
-        "--load_checkpoint",
-        free=True,
-        nargs="?",
-        const="auto",
-        help="resume: a checkpoint's directory, or auto, the newest in --ckpt_path",
-    )
-    add(
-        "--max_ckpt_num",
-        free=True,
-        type=at_least_one,
-        default=3,
-        help="checkpoints kept (default 3)",
-    )
-    add(
-        "--max_ckpt_mem",
-        free=True,
-        type=at_least_one,
-        default=1000,
-        help="GB of checkpoints kept (default 1000)",
-    )
-    add(
-        "--use_wandb",
-        free=True,
-        action=WandbKey,
-        nargs="?",
-        const=True,
-        help="log to wandb; log in first, or set WANDB_API_KEY (a key given here is not stored)",
-    )
-    add("--wandb_org", free=True, help="wandb entity")
-    add("--wandb_group", free=True, help="wandb group")
-    add("--wandb_project", free=True, default="seal", help="wandb project (default seal)")
-    add(
-        "--wandb_run_name",
-        free=True,
-        default=f"seal_{datetime.now():%m%dT%H:%M}",
-        help="wandb run name (default seal_<month><day>T<hour>:<minute>)",
-    )
-    add(
-        "--use_tensorboard",
-        free=True,
-        action="store_true",
-        help="write TensorBoard event files too",
-    )
+TRAINING = ("every script", "one model", "model", "data", "training")
 
 
 def selector_parser() -> Parser:
     """Flags of examples/train_sft_selector.py."""
-    parser = Parser(description="Train a data selector by bilevel optimisation.")
-    model_flags(parser)
-    data_flags(parser)
-    training_flags(parser)
-    output_flags(parser, save_path=None)
-    add = adder(selector_flags(parser))
-    add(
-        "--selector_estimator",
-        default="penalty",
-        help="penalty, Algorithm 2, or penalty_gap, Algorithm 1 (default penalty)",
-    )
-    add(
-        "--selector_head",
-        default="free",
-        help="free, a logit a row, or linear, a map of its hidden states (default free)",
-    )
-    add("--layer", type=int, help="of a linear head's states (default: the middle of the model)")
-    add("--selector_activation", default="softmax", help="softmax or sigmoid (default softmax)")
-    add("--selector_optim", default="mirror", help="mirror or adam, the published (default mirror)")
-    add(
-        "--selector_learning_rate",
-        type=not_negative,
-        default=0.1,
-        help="of the logits (default 0.1)",
-    )
-    add("--selector_lr_scheduler", default="constant", help="(default constant)")
-    add("--upperlevel_weight", type=share, default=0.9, help="safe loss weight, in (0, 1]")
-    add(
-        "--upperlevel_weight_decay",
-        type=not_negative,
-        default=0.1,
-        help="its fall after each epoch",
-    )
-    add(
-        "--stop_churn",
-        type=not_negative,
-        default=0.0,
-        help="end when less than this share of the rows crosses the median in an epoch (default 0)",
-    )
-    return parser
+    groups = (*TRAINING, "output", "selector", "bilevel training")
+    return Parser("Train a data selector by bilevel optimisation.", *groups)
 
 
 def score_parser() -> Parser:
     """Flags of examples/score_dataset.py."""
-    parser = Parser(description="Score rows with one pass over them.")
-    model_flags(parser)
-    data_flags(parser)
-    training_flags(parser)
-    add = adder(selector_flags(parser))
-    add("--method", required=True, help="how a row is scored; docs/method.md compares the methods")
-    add(
-        "--tune_epochs",
-        type=at_least_one,
-        default=1,
-        help="passes of the models tuned here (default 1)",
-    )
-    add("--safe_model", model=True, help="a model or adapter already tuned on the safe rows")
-    add("--rows_model", model=True, help="a model or adapter already tuned on the user's rows")
-    add("--folds", type=int, default=2, help="folds of relative_excess, at least 2 (default 2)")
-    add(
-        "--influence_step",
-        type=positive,
-        default=1e-4,
-        help="step of the difference (default 1e-4)",
-    )
-    add("--unsafe_dataset", help="known-bad rows, anchors of knn, probe, larf and shift")
-    add("--layer", type=int, help="of the hidden states (default: the best by held-out anchors)")
-    add("--smooth", action="store_true", help="give what hidden states predict of the score")
-    add("--work_dir", help="finished parts (default <selector_save_dir>/<selector_name>_parts)")
-    return parser
+    return Parser("Score rows with one pass over them.", *TRAINING, "selector", "scoring")
 
 
 def sft_parser() -> Parser:
     """Flags of examples/train_sft.py."""
-    parser = Parser(description="Supervised fine-tuning on the rows a selector keeps.")
-    model_flags(parser)
-    data_flags(parser)
-    training_flags(parser)
-    output_flags(parser, save_path="./ckpt")
-    group = parser.add_argument_group("selection")
-    add = adder(group)
-    add("--selector_path", help="selector (.parquet, or a published .pt); none keeps every row")
-    add(
-        "--topp",
-        type=topp,
-        help="share of the scored rows kept, in (0, 1], or auto: what the canaries justify",
-    )
-    add(
-        "--max_canary_kept",
-        type=inner_share,
-        default=0.05,
-        help="limit of --topp auto (default 0.05)",
-    )
-    add(
-        "--confidence", type=inner_share, default=0.95, help="of --topp auto's bound (default 0.95)"
-    )
-    add("--unscored", default="error", help="rows without a score: error, drop or keep")
-    add("--selector_tokenizer", help="tokenizer a published .pt was trained with")
-    add("--selector_max_len", type=at_least_one, help="max_len a published .pt was trained with")
-    add("--safeinstr_dataset", help="safe rows mixed in whole, whatever the selector says")
-    add(
-        "--save_best",
-        action="store_true",
-        help="also keep the model of the lowest loss on --eval_dataset, in <save_path>/best",
-    )
-    add("--eval_on_train", action="store_true", help="also report the loss on training rows")
-    return parser
+    groups = (*TRAINING, "output", "selection")
+    about = "Supervised fine-tuning on the rows a selector keeps."
+    return Parser(about, *groups, save_path="./ckpt")
 
 
 def check_batch(args: argparse.Namespace, world_size: int) -> None:
@@ -533,20 +485,38 @@ def get_strategy(args: argparse.Namespace):
     return strategy
 
 
-def get_logger(
-    args: argparse.Namespace, run_dir: str | Path, strategy, steps: int, first_step: int = 0
-) -> Logger | NoLogger:
-    """The logger of these flags; where it does not start on rank 0, no rank goes on."""
+def begin(
+    args: argparse.Namespace, engines: list, strategy, row_ids: np.ndarray, steps: int, *outputs
+) -> tuple[Checkpoints, int, dict, Logger | NoLogger]:
+    """Starts a run or goes on with one; a dry run claims and writes nothing.
+
+    Args:
+        row_ids: of all rows that it trains on.
+        outputs: what it writes beside checkpoints; metrics go to the first.
+
+    Returns:
+        Its checkpoints, the steps done and the state saved with them, and its logger.
+    """
+    checkpoints = Checkpoints(
+        args.ckpt_path,
+        strategy,
+        engines,
+        identity(args, row_ids),
+        args.max_ckpt_num,
+        args.max_ckpt_mem,
+    )
+    if args.dry_run:
+        return checkpoints, 0, {}, NoLogger()
+    first_step, state = checkpoints.begin(args.load_checkpoint, *outputs)
     wandb = None
     if args.use_wandb:
-        wandb = WandbSettings(
-            args.wandb_project, args.wandb_run_name, args.wandb_org, args.wandb_group
-        )
+        name = args.wandb_run_name or f"seal_{datetime.now():%m%dT%H:%M}"
+        wandb = WandbSettings(args.wandb_project, name, args.wandb_org, args.wandb_group)
     settings = {"wandb": wandb, "tensorboard": args.use_tensorboard}
-    logger = strategy.on_rank_0(
-        lambda: Logger(run_dir, run_config(vars(args)), steps, first_step, **settings)
+    logger = strategy.on_rank_0(  # where it does not start, no rank goes on
+        lambda: Logger(outputs[0], run_config(vars(args)), steps, first_step, **settings)
     )
-    return logger or NoLogger()
+    return checkpoints, first_step, state, logger or NoLogger()
 
 
 def source_flags(args: argparse.Namespace) -> dict:
@@ -656,13 +626,3 @@ def artefact_meta(args: argparse.Namespace, user, method: str, model: str | None
         max_len=args.max_len,
         seed=args.seed,
     )
-
-
-def checkpoint_flags(args: argparse.Namespace, row_ids: np.ndarray) -> dict:
-    """Arguments of `Checkpoints`, beside the strategy and the engines."""
-    return {
-        "directory": args.ckpt_path,
-        "arguments": identity(args, row_ids),
-        "max_num": args.max_ckpt_num,
-        "max_gb": args.max_ckpt_mem,
-    }

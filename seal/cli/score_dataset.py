@@ -14,7 +14,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from seal.cli import flags
+from seal.cli import dry_run, flags
 from seal.datasets import concatenate, load_rows
 from seal.errors import InputError
 from seal.models.actor import ModelSettings, count_layers
@@ -33,9 +33,11 @@ NOT_OF_A_PASS = ("method", "selector_name", "work_dir", "layer", "smooth", "unsa
 NOT_OF_A_PASS += ("dataset", "new_dataset", "canary_dataset")
 
 
-def score(args) -> Path:
+def score(args) -> Path | None:
     """Runs the chosen method; returns the artefact's path."""
     check_method(args.method)
+    if args.dry_run and model_free(args):
+        raise InputError(f"--dry_run: --method {args.method} runs no model and ends at once")
     if args.method in ANCHORED and not args.unsafe_dataset:
         raise InputError(f"--method {args.method} needs --unsafe_dataset, rows known to be bad")
     strategy = flags.get_strategy(args)
@@ -50,7 +52,11 @@ def score(args) -> Path:
     if args.smooth or args.method in OVER_STATES:
         layers = layers_to_try(count_layers(settings), args.layer)
     tuning = flags.settings(Tuning, args)
-    if model_free(args):
+    share = 1.0
+    if args.dry_run:
+        share = min(1.0, args.dry_run * args.train_batch_size / len(pool))
+        safe, pool = (rows.sample(round(share * len(rows)), args.seed) for rows in (safe, pool))
+    if model_free(args) or args.dry_run:
         parts = Parts(strategy)
     else:
         key = flags.identity(args, np.concatenate([safe.ids, pool.ids]))
@@ -69,6 +75,8 @@ def score(args) -> Path:
         layers=layers,
     )
     scored = score_rows(passes, args.method, args.smooth)
+    if args.dry_run:
+        return dry_run.score(passes, scored, share, len(user))
     model = None if model_free(args) else args.pretrain
     meta = flags.artefact_meta(args, user, args.method, model) | {
         "seconds": {"score": scored.seconds},

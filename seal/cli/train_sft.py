@@ -10,7 +10,7 @@ import math
 from contextlib import closing
 from pathlib import Path
 
-from seal.cli import flags
+from seal.cli import dry_run, flags
 from seal.datasets import concatenate, load_rows
 from seal.datasets.rendering import turn_end
 from seal.errors import InputError
@@ -20,7 +20,6 @@ from seal.selection.artefact import select_rows
 from seal.selection.calibration import share_kept
 from seal.selection.evidence import doubts
 from seal.selection.load import load_selection
-from seal.trainer.checkpoint import Checkpoints
 from seal.trainer.sft_trainer import SFTPlan, SFTTrainer
 from seal.trainer.step import RowModel
 from seal.utils import entry, record
@@ -70,11 +69,9 @@ def train(args) -> None:
     if args.eval_on_train:
         evaluations["eval_on_train"] = rows.sample(EVAL_ON_TRAIN_ROWS, args.seed)
 
-    checkpoints = Checkpoints(
-        strategy=strategy, engines=[engine], **flags.checkpoint_flags(args, rows.ids)
+    checkpoints, first_step, state, logger = flags.begin(
+        args, [engine], strategy, rows.ids, steps, args.save_path
     )
-    first_step, state = checkpoints.begin(args.load_checkpoint, args.save_path)
-    logger = flags.get_logger(args, args.save_path, strategy, steps, first_step)
 
     def save_best(step: int) -> None:
         strategy.save_model(engine, tokenizer, f"{args.save_path}/best")
@@ -88,6 +85,8 @@ def train(args) -> None:
         save_checkpoint=lambda step: checkpoints.save(step, {"best_loss": trainer.best_loss}),
         save_best=save_best if args.save_best else None,
     )
+    if args.dry_run:
+        return dry_run.train(args, trainer, [engine], models=1 + args.save_best)
     trainer.best_loss = state.get("best_loss", math.inf)
     with closing(logger), strategy.stoppable():
         trainer.fit(first_step)

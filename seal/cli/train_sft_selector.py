@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from seal.cli import flags
+from seal.cli import dry_run, flags
 from seal.datasets import concatenate
 from seal.datasets.rendering import turn_end
 from seal.errors import InputError
@@ -22,7 +22,6 @@ from seal.selection.artefact import write_selection
 from seal.selection.calibration import calibrate
 from seal.selection.evidence import told
 from seal.selection.representation import Head, layers_to_try, middle, standardised
-from seal.trainer.checkpoint import Checkpoints
 from seal.trainer.evaluation import half_means, half_sums, pooled_states
 from seal.trainer.scorers import relative_contrast, reliability_of_rows
 from seal.trainer.selector_trainer import SelectorPlan, SelectorTrainer
@@ -33,14 +32,13 @@ from seal.utils.logger import last_metrics
 from seal.utils.schedule import schedule_factor
 from seal.utils.tokenizer import get_tokenizer
 
-ESTIMATORS = ("penalty", "penalty_gap")
-HEADS = ("free", "linear")
 MANY_VISITS = 24  # of each safe row; the demo's loop went wrong from 72 on (docs/footguns.md)
 
 
 def train(args) -> None:
     """Runs the whole first stage."""
-    check(args)
+    if args.layer is not None and args.selector_head == "free":
+        raise InputError("--layer is that of --selector_head linear; free logits have none")
     strategy = flags.get_strategy(args)
     base = Path(args.selector_save_dir) / f"{args.selector_name}_{args.selector_activation}"
     flags.refuse_existing(args, strategy, Path(f"{base}.parquet"))
@@ -86,13 +84,12 @@ def train(args) -> None:
         return meta | extra
 
     engines = list(dict.fromkeys([model.engine, *([tracker.engine] if tracker else [])]))
-    snapshots = flags.checkpoint_flags(args, model.dataset.ids)
-    checkpoints = Checkpoints(strategy=strategy, engines=engines, **snapshots)
     outputs = filter(None, [base, args.save_path])
-    first_step, state = checkpoints.begin(args.load_checkpoint, *outputs)
+    checkpoints, first_step, state, logger = flags.begin(
+        args, engines, strategy, model.dataset.ids, steps, *outputs
+    )
     if state:
         selector.load_state_dict(state)
-    logger = flags.get_logger(args, base, strategy, steps, first_step)
     trainer = SelectorTrainer(
         model=model,
         n_safe=len(safe),
@@ -105,6 +102,9 @@ def train(args) -> None:
         save_checkpoint=lambda step: checkpoints.save(step, selector.state_dict()),
         tracker=tracker,
     )
+    if args.dry_run:
+        lines = (args.max_epochs + 1) * len(user)
+        return dry_run.train(args, trainer, engines, models=int(bool(args.save_path)), lines=lines)
     with closing(logger), strategy.stoppable():
         trainer.fit(first_step)
         scored = final_score(model, tracker, len(safe)) if contrasted else ()
@@ -118,17 +118,6 @@ def train(args) -> None:
         strategy.save_model(model.engine, tokenizer, args.save_path)
         strategy.on_rank_0(lambda: record.write_run(vars(args), args.save_path))
         strategy.on_rank_0(lambda: write_model_card(args, base, safe, user))
-
-
-def check(args) -> None:
-    """Refuses what this script alone can know to be wrong."""
-    if args.selector_estimator not in ESTIMATORS:
-        known = list(ESTIMATORS)
-        raise InputError(f"--selector_estimator {args.selector_estimator}: known are {known}")
-    if args.selector_head not in HEADS:
-        raise InputError(f"--selector_head {args.selector_head}: known are {list(HEADS)}")
-    if args.layer is not None and args.selector_head == "free":
-        raise InputError("--layer is that of --selector_head linear; free logits have none")
 
 
 def start_states(args, model, n_safe: int):

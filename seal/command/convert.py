@@ -3,6 +3,7 @@
 import argparse
 
 from seal.command.dataset import add_dataset_flags, read_rows
+from seal.datasets import PUBLISHED_TEMPLATE
 from seal.errors import InputError
 from seal.selection.artefact import write_selection
 
@@ -21,7 +22,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--selector_max_len", type=int, default=2048, help="its max_len, in tokens")
     parser.add_argument(
         "--input_template",
-        default="Human: {}\nAssistant: ",
+        default=PUBLISHED_TEMPLATE,
         help="the template it was trained with",
     )
     parser.add_argument("--out", required=True, help="the .parquet file to write")

@@ -16,10 +16,11 @@ _HOME = {
     "row_id": "identity",
     "tokenize_rows": "sft_dataset",
 }
-__all__ = [*_HOME]
+PUBLISHED_TEMPLATE = "Human: {}\nAssistant: "
+__all__ = [*_HOME, "PUBLISHED_TEMPLATE"]
 
 
 def __getattr__(name: str):
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    return vars(importlib.import_module(f"{__name__}.{_HOME[name]}"))[name]

@@ -4,7 +4,7 @@ import datasets
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from seal.datasets.sft_dataset import PUBLISHED_TEMPLATE
+from seal.datasets import PUBLISHED_TEMPLATE
 
 
 def published_length_filter(

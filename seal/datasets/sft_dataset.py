@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from seal.datasets import PUBLISHED_TEMPLATE
 from seal.datasets.cache import cached_map, fingerprint, mapped_table
 from seal.datasets.prompts import OPTIONAL
 from seal.datasets.skips import MANY, count_skips, listed
@@ -31,8 +32,6 @@ from seal.errors import InputError
 from seal.ids import id_bytes, id_text
 
 logger = logging.getLogger(__name__)
-
-PUBLISHED_TEMPLATE = "Human: {}\nAssistant: "
 
 
 class Batch(NamedTuple):

@@ -4,9 +4,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from seal.datasets import PUBLISHED_TEMPLATE
 from seal.errors import InputError
 from seal.selection.artefact import Selection, make_selection, read_selection
-from seal.selection.published import INPUT_TEMPLATE, published_columns
+from seal.selection.published import published_columns
 
 if TYPE_CHECKING:
     import datasets
@@ -18,7 +19,7 @@ def load_selection(
     rows: "datasets.Dataset | None" = None,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     max_len: int | None = None,
-    input_template: str = INPUT_TEMPLATE,
+    input_template: str = PUBLISHED_TEMPLATE,
 ) -> Selection:
     """Reads a selector of either kind: an artefact (.parquet) or a published file (.pt).
 

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from seal.datasets import PUBLISHED_TEMPLATE
 from seal.errors import InputError
 from seal.selection.artefact import selection_meta
 
 if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedTokenizerBase
-
-INPUT_TEMPLATE = "Human: {}\nAssistant: "
 
 
 def read_published(path: str | os.PathLike) -> np.ndarray:
@@ -53,7 +52,7 @@ def published_columns(
     rows: "datasets.Dataset",
     tokenizer: "PreTrainedTokenizerBase",
     max_len: int,
-    input_template: str = INPUT_TEMPLATE,
+    input_template: str = PUBLISHED_TEMPLATE,
 ) -> tuple[dict, dict]:
     """Gives each logit of a published file its row, by replaying the published length filter.
 

@@ -39,19 +39,22 @@ MODEL_FILES += (
 
 
 def full_state(strategy: DeepspeedStrategy, engine, trainable_only: bool) -> dict:
-    """Weights by name on rank 0's CPU, gathered one by one (empty elsewhere).
-
-    Tied weights appear once, under the first of their names.
-    """
-    state, seen = {}, set()
-    for name, tensor in engine.module.model.state_dict(keep_vars=True).items():
-        if id(tensor) in seen or (trainable_only and not tensor.requires_grad):
-            continue
-        seen.add(id(tensor))
+    """Weights by name on rank 0's CPU, gathered one by one (empty elsewhere)."""
+    state = {}
+    for name, tensor in named_tensors(engine, trainable_only).items():
         with strategy.gathered([tensor]):
             if strategy.is_rank_0():
                 state[name] = tensor.detach().cpu().clone()
     return state
+
+
+def named_tensors(engine, trainable_only: bool) -> dict[str, torch.Tensor]:
+    """The model's tensors by name; tied weights appear once, under the first of their names."""
+    found = {}
+    for name, tensor in engine.module.model.state_dict(keep_vars=True).items():
+        if tensor.requires_grad or not trainable_only:
+            found.setdefault(id(tensor), (name, tensor))
+    return dict(found.values())
 
 
 def save_model(strategy: DeepspeedStrategy, engine, tokenizer, directory: Path) -> None:

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import random
+import resource
 import signal
 import sys
 import time
@@ -412,6 +413,24 @@ class DeepspeedStrategy:
         """Restores what `save_engine` wrote on any number of ranks under any ZeRO stage."""
         engine_state.load_engine(self, engine, directory, name)
 
+    def sizes(self, engines: list[deepspeed.DeepSpeedEngine]) -> tuple[int, int]:
+        """Bytes of a checkpoint of the engines, and of the first one's model as it is saved."""
+        learned = [p for engine in engines for p in engine_state.trainable(engine).values()]
+        actor = engines[0].module
+        saved = actor.parameters_of(engine_state.MAIN)
+        if not actor.has_adapter:
+            saved = engine_state.named_tensors(engines[0], trainable_only=False).values()
+        # of each number that trains a float32 weight and two moments
+        return 12 * sum(map(_count, learned)), sum(_count(t) * t.element_size() for t in saved)
+
+    def peak_memory(self) -> int:
+        """Most bytes that any rank has held of its device, or as a process on a CPU."""
+        if self.device.type == "cpu":
+            own = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        else:
+            own = get_accelerator().max_memory_reserved()
+        return max(self.all_gather_object(own))
+
     def rng_state(self) -> dict[str, torch.Tensor]:
         """State of this rank's torch generators (nothing else draws during training)."""
         state = {"cpu": torch.get_rng_state()}
@@ -500,6 +519,11 @@ def _quieten(bars: bool) -> None:
     transformers.utils.logging.disable_progress_bar()
     for library in ("torch.distributed", "transformers"):
         warnings.filterwarnings("ignore", category=FutureWarning, module=library)
+
+
+def _count(tensor: torch.Tensor) -> int:
+    """Numbers in a tensor; ZeRO-3 leaves a piece of each and keeps the count aside."""
+    return tensor.ds_numel if is_zero_param(tensor) else tensor.numel()
 
 
 def _dimensions(parameter: torch.nn.Parameter) -> int:
