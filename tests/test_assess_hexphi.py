@@ -1,16 +1,22 @@
 """HEx-PHI's files, as a user supplies them, to one prompt file with its categories."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from launch import ROOT
 from test_assess_evaluate import run_script, write_model_answers
 
-from seal.assess.hexphi import CATEGORIES, read_hexphi
 from seal.assess.prompts import read_prompts
 from seal.assess.results import read_results
 from seal.errors import InputError
+
+spec = importlib.util.spec_from_file_location("hexphi", ROOT / "examples/hexphi.py")
+example = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(example)
+CATEGORIES, read_hexphi = example.CATEGORIES, example.read_hexphi
 
 
 @pytest.fixture
@@ -34,7 +40,7 @@ def test_eleven_categories_have_their_names(hexphi):
 
 def test_the_evaluation_breaks_harm_down_by_them(hexphi, tmp_path, monkeypatch, capsys):
     prompts = tmp_path / "hexphi.jsonl"
-    command = [sys.executable, "-m", "seal.assess.hexphi", str(hexphi), "--out", str(prompts)]
+    command = [sys.executable, ROOT / "examples/hexphi.py", str(hexphi), "--out", str(prompts)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "20 prompts of 10 categories" in done.stdout
     assert "not there: Child Abuse Content" in done.stdout

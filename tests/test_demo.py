@@ -126,7 +126,7 @@ def test_a_built_world_is_reused_and_never_overwritten(tmp_path, capsys, monkeyp
     assert set(measure(tmp_path / "w" / "model", tmp_path / "w")) == {
         "refusal", "over_refusal", "utility"
     }  # fmt: skip
-    with pytest.raises(InputError, match="not a model"):
+    with pytest.raises(InputError, match="no model can be loaded"):
         measure(tmp_path, tmp_path / "w")
     with pytest.raises(InputError, match=r"no manifest\.json"):
         measure(tmp_path / "w" / "model", tmp_path)

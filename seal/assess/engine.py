@@ -1,6 +1,9 @@
 """Generation with weights loaded here: batched by transformers."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import (
@@ -16,8 +19,8 @@ from transformers import (
 
 from seal.assess.answers import Answer
 from seal.assess.generation import (
+    Alone,
     Job,
-    Ranks,
     Sampling,
     Template,
     batches_of,
@@ -27,6 +30,9 @@ from seal.assess.generation import (
 from seal.assess.rendering import encode_prompts
 from seal.datasets.rendering import opened_thought, turn_end
 from seal.errors import InputError
+
+if TYPE_CHECKING:
+    from seal.utils.strategy import DeepspeedStrategy
 
 
 def load_model(
@@ -196,7 +202,11 @@ class HFEngine:
 
 
 def generate(
-    job: Job, engine: HFEngine, encoded: Sequence[Sequence[int]], budget: int, ranks: Ranks
+    job: Job,
+    engine: HFEngine,
+    encoded: Sequence[Sequence[int]],
+    budget: int,
+    ranks: DeepspeedStrategy | Alone,
 ) -> None:
     """Runs `job` on a Hugging Face engine.
 

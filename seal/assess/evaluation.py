@@ -1,9 +1,11 @@
 """From answers to measures: which judge says what about which kind of prompt set."""
 
+from __future__ import annotations
+
 import math
 import unicodedata
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -12,6 +14,10 @@ from seal.assess.results import Measure, Scores, summarise
 from seal.assess.rules import PARTIAL, REFUSAL, UNSCORED
 from seal.assess.verdicts import Verdict, spoken
 from seal.errors import InputError
+
+if TYPE_CHECKING:
+    from seal.assess.openai_judge import OpenAIJudge
+    from seal.assess.reward_judge import RewardJudge
 
 KINDS = ("harmful", "over_refusal", "preference", "references")
 
@@ -30,33 +36,12 @@ class PromptSet(NamedTuple):
     prompts: list[Prompt]
 
 
-class ServedJudge(Protocol):
-    """What is asked of a judge that speaks: `seal.assess.openai_judge.OpenAIJudge`."""
-
-    def refusal(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]: ...
-    def harmfulness(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]: ...
-    def preference(
-        self, prompts: Sequence[str], answers: Sequence[str], references: Sequence[str]
-    ) -> list[Verdict]: ...
-
-
-class ScoringJudge(Protocol):
-    """What is asked of a judge that scores: `seal.assess.reward_judge.RewardJudge`."""
-
-    is_guard: bool
-
-    def unsafe(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]: ...
-    def preference(
-        self, prompts: Sequence[str], answers: Sequence[str], references: Sequence[str]
-    ) -> list[Verdict]: ...
-
-
 class Judges(NamedTuple):
     """The judges of a run: `refusal` know refusals alone, the others are None when not given."""
 
     refusal: Sequence[Callable[[Sequence[str], Sequence[str]], list[Verdict]]]
-    served: ServedJudge | None
-    reward: ScoringJudge | None
+    served: OpenAIJudge | None
+    reward: RewardJudge | None
 
     def check(self, sets: Sequence[PromptSet]) -> None:
         """Refuses a prompt set that no judge here can judge.

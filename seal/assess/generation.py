@@ -1,5 +1,7 @@
 """Answering a prompt set over several ranks: shares, batches, progress, going on after a kill."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import threading
@@ -7,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from tqdm import tqdm
 
@@ -18,6 +20,7 @@ from seal.errors import InputError
 
 if TYPE_CHECKING:
     from seal.assess.served import Endpoint
+    from seal.utils.strategy import DeepspeedStrategy
 
 T = TypeVar("T")
 
@@ -55,21 +58,8 @@ class Template:
     text: str = PUBLISHED_TEMPLATE
 
 
-class Ranks(Protocol):
-    """What is asked of a strategy: who am I, and what do the others have."""
-
-    rank: int
-    world_size: int
-
-    def is_rank_0(self) -> bool: ...
-    def print(self, *message: object) -> None: ...
-    def all_gather_object(self, value: object) -> list: ...
-    def agree(self, failure: BaseException | None) -> None: ...
-    def on_rank_0(self, work: Callable[[], T]) -> T | None: ...
-
-
 class Alone:
-    """The ranks of a process that has no others."""
+    """The ranks of a process that has no others: what is asked of a strategy, without one."""
 
     rank, world_size = 0, 1
 
@@ -155,7 +145,7 @@ class Job(NamedTuple):
 def run_job(
     job: Job,
     work: Callable[[list[int], Callable[[list[Answer]], None]], None],
-    ranks: Ranks,
+    ranks: DeepspeedStrategy | Alone,
 ) -> None:
     """Answers every prompt of `job` once, over all ranks, and writes the answer files.
 
@@ -208,7 +198,9 @@ def _finish(job: Job, parts: Parts, fingerprint: str) -> None:
     parts.remove()
 
 
-def generate_served(job: Job, endpoint: "Endpoint", sampling: Sampling, ranks: Ranks) -> None:
+def generate_served(
+    job: Job, endpoint: Endpoint, sampling: Sampling, ranks: DeepspeedStrategy | Alone
+) -> None:
     """Runs `job` on a served model; each answer is kept as it arrives."""
     seeds = prompt_seeds([prompt.text for prompt in job.prompts], sampling.seed)
 

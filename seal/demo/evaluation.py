@@ -3,16 +3,17 @@
 import json
 from pathlib import Path
 
-import torch
-from peft import PeftConfig, PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers import PreTrainedTokenizerBase as TokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from seal.assess.engine import HFEngine, load_model
+from seal.assess.generation import Sampling, Template, batches_of, resolve, tokenizer_source
+from seal.assess.rendering import encode_prompts
 from seal.demo.grammar import REFUSAL
 from seal.errors import InputError
 
 REFUSAL_TOKENS = 12
 ANSWER_TOKENS = 40
+TOKEN_BUDGET = 8192  # padded, a batch
 
 
 def read_lines(path: Path) -> list[dict]:
@@ -21,64 +22,32 @@ def read_lines(path: Path) -> list[dict]:
         return [json.loads(line) for line in file]
 
 
-def load(model_dir: str | Path) -> tuple[PreTrainedModel, TokenizerBase]:
+def load(model_dir: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a model directory, or a PEFT adapter directory with its base, in float32 on the CPU.
 
     Raises:
         InputError: the directory holds neither.
     """
-    path = Path(model_dir)
-    if (path / "adapter_config.json").exists():
-        base = PeftConfig.from_pretrained(path).base_model_name_or_path
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-        model = PeftModel.from_pretrained(model, path).merge_and_unload()
-        source = path if (path / "tokenizer_config.json").exists() else base
-    elif (path / "config.json").exists():
-        model, source = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32), path
-    else:
-        raise InputError(f"{path} has no config.json and no adapter_config.json: not a model")
-    return model.eval(), AutoTokenizer.from_pretrained(source)
+    base, adapter = resolve(str(model_dir), None)
+    model = load_model(base, adapter, bf16=False, device="cpu")
+    return model, AutoTokenizer.from_pretrained(tokenizer_source(str(model_dir), base))
 
 
-@torch.no_grad()
 def generate(
     model: PreTrainedModel,
-    tokenizer: TokenizerBase,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: list[str],
     max_new_tokens: int = ANSWER_TOKENS,
-    batch_size: int = 80,
 ) -> list[str]:
     """Answers each prompt greedily through the chat template; returns the texts in order."""
-    texts = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-        )
-        for prompt in prompts
-    ]
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    answers = [""] * len(texts)
-    for start in range(0, len(order), batch_size):
-        part = order[start : start + batch_size]
-        batch = tokenizer(
-            [texts[i] for i in part],
-            add_special_tokens=False,
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-        ).to(model.device)
-        output = model.generate(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-        new = output[:, batch["input_ids"].shape[1] :]
-        for i, text in zip(
-            part, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True
-        ):
-            answers[i] = text.strip()
+    engine = HFEngine(model, tokenizer, Sampling(max_new_tokens))
+    encoded = encode_prompts(prompts, tokenizer, Template(chat=True))
+    lengths, answers = [len(ids) for ids in encoded], [""] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: -lengths[i])
+    for batch in batches_of(order, lengths, max_new_tokens, TOKEN_BUDGET):
+        found = engine([encoded[i] for i in batch], [0] * len(batch))
+        for i, (text, *_) in zip(batch, found, strict=True):
+            answers[i] = text
     return answers
 
 
@@ -87,7 +56,7 @@ def _share(hits: list[bool]) -> float:
 
 
 def measure_model(
-    model: PreTrainedModel, tokenizer: TokenizerBase, data_dir: str | Path
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data_dir: str | Path
 ) -> dict[str, float]:
     """The same as `measure`, for a model in memory."""
     data = Path(data_dir)

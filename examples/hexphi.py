@@ -1,6 +1,6 @@
 """HEx-PHI as its authors give it to those who ask: a file a category, no header, to one file.
 
-    python -m seal.assess.hexphi DIRECTORY --out hexphi.jsonl
+    python examples/hexphi.py DIRECTORY --out hexphi.jsonl
     python evaluate.py --harmful hexphi.jsonl ...
 
 The directory holds category_1.csv to category_11.csv, one prompt a line. The data set is gated and
@@ -13,11 +13,11 @@ Not Intend To!" (arXiv 2310.03693), section 3.
 import argparse
 import csv
 import json
-import sys
 from pathlib import Path
 
 from seal.errors import InputError
 from seal.files import atomic_path
+from seal.utils import entry
 
 CATEGORIES = (
     "Illegal Activity",
@@ -58,17 +58,13 @@ def read_hexphi(directory: str | Path) -> list[dict[str, str]]:
     return records
 
 
-def main() -> int:
-    """Writes one prompt file; returns the exit status."""
+def main() -> None:
+    """Writes one prompt file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", help="folder of category_1.csv to category_11.csv")
     parser.add_argument("--out", type=Path, required=True, help="prompt file to write (.jsonl)")
     args = parser.parse_args()
-    try:
-        records = read_hexphi(args.directory)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    records = read_hexphi(args.directory)
     with atomic_path(args.out) as tmp:
         tmp.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     found = {record["category"] for record in records}
@@ -76,8 +72,7 @@ def main() -> int:
     print(f"{len(records)} prompts of {len(found)} categories: {args.out}")
     if absent:
         print(f"not there: {', '.join(absent)}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry.run(main)
