@@ -12,12 +12,14 @@ from seal.trainer.sft_trainer import SFTTrainer
 LINE_BYTES = 64  # of a selector, a row, at most
 
 
-def train(args, trainer: SFTTrainer | SelectorTrainer, engines: list, models: int, lines=0) -> None:
+def train(
+    args, trainer: SFTTrainer | SelectorTrainer, engines: list, models: int, scored: int = 0
+) -> None:
     """Takes `--dry_run` steps and prints a report.
 
     Args:
         models: how many the run writes.
-        lines: of all selectors that it writes.
+        scored: rows of the selector that it writes, after each epoch and at the end.
     """
     strategy, seconds = trainer.model.strategy, []
     for engine in engines:
@@ -32,11 +34,11 @@ def train(args, trainer: SFTTrainer | SelectorTrainer, engines: list, models: in
     snapshots = min(trainer.steps // every if every else 0, args.max_ckpt_num)
     snapshot, model = strategy.sizes(engines)
     disk = {
-        f"models ({models})": models * model,
+        f"models ({models:d})": models * model,
         f"checkpoints ({snapshots})": min(
             snapshots * snapshot, max(snapshot, args.max_ckpt_mem * GIGABYTE)
         ),
-        "selectors": lines * LINE_BYTES,
+        "selectors": scored * (args.max_epochs + 1) * LINE_BYTES,
     }
     hours = each * trainer.steps / 3600
     speed = f"{each:.3g} s a step, {hours:.3g} h for {trainer.steps} steps without evaluations"

@@ -28,6 +28,7 @@ from seal.trainer.scoring import Parts
 from seal.utils import entry
 from seal.utils.tokenizer import get_tokenizer
 
+FEWEST_DRY = 16  # rows of each set in a dry run
 # The rows of --dataset and its kind are in a pass's key by their content.
 NOT_OF_A_PASS = ("method", "selector_name", "work_dir", "layer", "smooth", "unsafe_dataset")
 NOT_OF_A_PASS += ("dataset", "new_dataset", "canary_dataset")
@@ -47,33 +48,12 @@ def score(args) -> Path | None:
     safe, user, canaries = flags.read_rows_to_score(args, strategy, tokenizer)
     unsafe = read_anchors(args, strategy, tokenizer, safe, user, canaries)
     pool = concatenate(user, canaries) if canaries else user
-    settings = flags.settings(ModelSettings, args)
-    layers = []
-    if args.smooth or args.method in OVER_STATES:
-        layers = layers_to_try(count_layers(settings), args.layer)
-    tuning = flags.settings(Tuning, args)
     share = 1.0
     if args.dry_run:
         share = min(1.0, args.dry_run * args.train_batch_size / len(pool))
-        safe, pool = (rows.sample(round(share * len(rows)), args.seed) for rows in (safe, pool))
-    if model_free(args) or args.dry_run:
-        parts = Parts(strategy)
-    else:
-        key = flags.identity(args, np.concatenate([safe.ids, pool.ids]))
-        key = {name: value for name, value in key.items() if name not in NOT_OF_A_PASS}
-        parts = Parts(strategy, args.work_dir or path.with_name(f"{path.stem}_parts"), key)
-    capacity = args.micro_train_batch_size * args.max_len
-    passes = Passes(
-        Engines(strategy, settings, tokenizer, capacity, args.l2),
-        safe,
-        pool,
-        tuning,
-        parts,
-        ready={"safe": args.safe_model, "rows": args.rows_model},
-        texts=lambda: strategy.main_first(lambda: texts(args, len(user), pool)),
-        unsafe=unsafe,
-        layers=layers,
-    )
+        few = [max(FEWEST_DRY, round(share * len(rows))) for rows in (safe, pool)]
+        safe, pool = safe.sample(few[0], args.seed), pool.sample(few[1], args.seed)
+    passes = prepare(args, strategy, tokenizer, path, safe, pool, len(user), unsafe)
     scored = score_rows(passes, args.method, args.smooth)
     if args.dry_run:
         return dry_run.score(passes, scored, share, len(user))
@@ -97,6 +77,29 @@ def score(args) -> Path | None:
     )
     strategy.print("\n".join(told(meta)))
     return path
+
+
+def prepare(args, strategy, tokenizer, path, safe, pool, n_user, unsafe) -> Passes:
+    """The passes over the rows, whose finished parts are kept; a dry run keeps none."""
+    settings, layers, parts = flags.settings(ModelSettings, args), [], Parts(strategy)
+    if args.smooth or args.method in OVER_STATES:
+        layers = layers_to_try(count_layers(settings), args.layer)
+    if not (model_free(args) or args.dry_run):
+        key = flags.identity(args, np.concatenate([safe.ids, pool.ids]))
+        key = {name: value for name, value in key.items() if name not in NOT_OF_A_PASS}
+        parts = Parts(strategy, args.work_dir or path.with_name(f"{path.stem}_parts"), key)
+    capacity = args.micro_train_batch_size * args.max_len
+    return Passes(
+        Engines(strategy, settings, tokenizer, capacity, args.l2),
+        safe,
+        pool,
+        flags.settings(Tuning, args),
+        parts,
+        ready={"safe": args.safe_model, "rows": args.rows_model},
+        texts=lambda: strategy.main_first(lambda: texts(args, n_user, pool)),
+        unsafe=unsafe,
+        layers=layers,
+    )
 
 
 def model_free(args) -> bool:

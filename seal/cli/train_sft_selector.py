@@ -43,42 +43,25 @@ def train(args) -> None:
     base = Path(args.selector_save_dir) / f"{args.selector_name}_{args.selector_activation}"
     flags.refuse_existing(args, strategy, Path(f"{base}.parquet"))
     tokenizer = get_tokenizer(args.pretrain, args.trust_remote_code)
-    safe, user, canaries = flags.read_rows_to_score(args, strategy, tokenizer)
-    held_out = None
-    if args.eval_dataset:
-        held_out = flags.read_rows(args, strategy, tokenizer, args.eval_dataset).without(safe, user)
-        strategy.print(f"evaluation rows: {held_out}")
-    pool = concatenate(user, canaries) if canaries else user
-    visits = args.max_epochs * len(pool) / len(safe)
-    if visits > MANY_VISITS:
-        strategy.print(
-            f"note: training visits each safe row {visits:.0f} times and may learn them by heart: "
-            "lower --max_epochs, add safe rows, or use score_dataset.py --method relative_excess"
-        )
+    safe, user, pool, evaluations = read_data(args, strategy, tokenizer)
     steps_per_epoch = -(-len(pool) // args.train_batch_size)
     steps = args.max_epochs * steps_per_epoch
     selector_factor = schedule_factor(args.selector_lr_scheduler, steps, args.lr_warmup_ratio)
     model, tracker = prepare_models(args, strategy, concatenate(safe, pool), steps)
     states, depth, head_of = start_states(args, model, len(safe))
     selector = Selector(len(pool), args.selector_activation, args.selector_optim, states)
-    evaluations = {}
-    if held_out:
-        evaluations["eval"] = held_out
-
     plan = flags.settings(SelectorPlan, args, **flags.cadence(args, steps_per_epoch))
     meta = flags.artefact_meta(args, user, args.selector_estimator, args.pretrain)
-    contrasted = tracker and states is None  # a head's score is its logit
-    meta["forward_equivalents"] = (
-        plan.forward_equivalents(tracker is not None) + depth + (2 if contrasted else 0)
-    )
+    contrasted = bool(tracker) and states is None  # a head's score is its logit
+    meta["forward_equivalents"] = plan.forward_equivalents(bool(tracker)) + depth + 2 * contrasted
     cpu = time.process_time()
 
     def save(path: str, score=None, evidence=None) -> dict:
         score = selector.logits.double().numpy() if score is None else score
         columns = selector_columns(user, selector, score)
-        extra = {"evidence": evidence, "cpu_seconds": round(time.process_time() - cpu, 1)}
-        extra["head"] = head_of(selector)
-        if canaries:
+        extra = {"evidence": evidence, "head": head_of(selector)}
+        extra["cpu_seconds"] = round(time.process_time() - cpu, 1)
+        if len(pool) > len(user):
             extra |= {"calibration": calibrate(score[: len(user)], score[len(user) :])}
         strategy.on_rank_0(lambda: write_selection(path, columns, meta | extra))
         return meta | extra
@@ -103,21 +86,33 @@ def train(args) -> None:
         tracker=tracker,
     )
     if args.dry_run:
-        lines = (args.max_epochs + 1) * len(user)
-        return dry_run.train(args, trainer, engines, models=int(bool(args.save_path)), lines=lines)
+        return dry_run.train(args, trainer, engines, bool(args.save_path), len(user))
     with closing(logger), strategy.stoppable():
         trainer.fit(first_step)
         scored = final_score(model, tracker, len(safe)) if contrasted else ()
         meta = save(f"{base}.parquet", *scored)
-    lines = [f"selector: {base}.parquet, {len(user)} rows scored", *told(meta)]
-    strategy.print("\n".join(lines))
+    strategy.print("\n".join([f"selector: {base}.parquet, {len(user)} rows scored", *told(meta)]))
     strategy.on_rank_0(lambda: record.write_run(vars(args), base))
     if args.save_path:
-        if args.apply_chat_template:
-            model.engine.module.end_at(turn_end(tokenizer))
-        strategy.save_model(model.engine, tokenizer, args.save_path)
-        strategy.on_rank_0(lambda: record.write_run(vars(args), args.save_path))
-        strategy.on_rank_0(lambda: write_model_card(args, base, safe, user))
+        save_model(args, model, tokenizer, base, safe, user)
+
+
+def read_data(args, strategy, tokenizer):
+    """The safe rows, the user's, these with the canaries, and the evaluation rows by name."""
+    safe, user, canaries = flags.read_rows_to_score(args, strategy, tokenizer)
+    evaluations = {}
+    if args.eval_dataset:
+        held_out = flags.read_rows(args, strategy, tokenizer, args.eval_dataset).without(safe, user)
+        strategy.print(f"evaluation rows: {held_out}")
+        evaluations["eval"] = held_out
+    pool = concatenate(user, canaries) if canaries else user
+    visits = args.max_epochs * len(pool) / len(safe)
+    if visits > MANY_VISITS:
+        strategy.print(
+            f"note: training visits each safe row {visits:.0f} times and may learn them by heart: "
+            "lower --max_epochs, add safe rows, or use score_dataset.py --method relative_excess"
+        )
+    return safe, user, pool, evaluations
 
 
 def start_states(args, model, n_safe: int):
@@ -185,17 +180,25 @@ def final_score(model, tracker, n_safe):
     return score, {"reliability": reliability_of_rows(*halves), "moved": {}}
 
 
-def write_model_card(args, base: Path, safe, user) -> None:
-    """The card of the model that was trained along with the selector."""
+def save_model(args, model, tokenizer, base: Path, safe, user) -> None:
+    """Writes the model that was trained along with the selector, and its card."""
+    if args.apply_chat_template:
+        model.engine.module.end_at(turn_end(tokenizer))
+    model.strategy.save_model(model.engine, tokenizer, args.save_path)
     path = Path(f"{base}.parquet")
     data = {"safe rows": len(safe), "safe": safe.fingerprint, "user rows": len(user)}
-    facts = {
-        "Selector": {"selector": path.name, "sha256": sha256_of_file(path)},
-        "Rows": data | {"user": user.fingerprint},
-        "Metrics at the end": last_metrics(base),
-    }
-    summary = "Trained along with a selector: on safe rows, and on others by their weight."
-    write_card(args.save_path, summary, facts, record.run_config(vars(args)))
+
+    def describe() -> None:
+        record.write_run(vars(args), args.save_path)
+        facts = {
+            "Selector": {"selector": path.name, "sha256": sha256_of_file(path)},
+            "Rows": data | {"user": user.fingerprint},
+            "Metrics at the end": last_metrics(base),
+        }
+        summary = "Trained along with a selector: on safe rows, and on others by their weight."
+        write_card(args.save_path, summary, facts, record.run_config(vars(args)))
+
+    model.strategy.on_rank_0(describe)
 
 
 def selector_columns(user, selector, score) -> dict:

@@ -275,7 +275,7 @@ def tokenize_rows(
     supervise: str = "all",
     num_proc: int | None = None,
 ) -> SFTDataset:
-    """Tokenises `rows` once and marks the tokens to learn; the result is cached on disk.
+    """Tokenises `rows` once, cached on disk, and marks the tokens to learn.
 
     A token is supervised when it holds a character of a supervised span: of an assistant turn
     and, with a chat template, of the marker that closes the turn. With `input_template` the
@@ -284,14 +284,13 @@ def tokenize_rows(
     end-of-sequence token.
 
     Args:
-        rows: As from `load_rows`.
         tokenizer: A fast tokenizer (its character offsets are needed).
         max_len: Tokens a row, at most; what is longer is cut and counted.
         input_template: Put around each user turn; None for none.
         apply_chat_template: Use the tokenizer's chat template instead.
         pretrain_mode: Supervise every token, and use no input_template.
         supervise: "all" assistant turns, or the "last".
-        num_proc: Processes; None: 1 below 2,000 rows, else one a core, at most 8.
+        num_proc: Processes; None chooses by the number of rows.
 
     Raises:
         InputError: The tokenizer or a template cannot be used, or every row is skipped.

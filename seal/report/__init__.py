@@ -56,8 +56,6 @@ def write_report(
     aggregated, and only 3 * `rows_shown` are written.
 
     Args:
-        out: the HTML file.
-        selection: the artefact.
         topp: share of the scored rows that is kept, in (0, 1], or "auto".
         max_canary_kept, confidence: limit of "auto", and of the bound on it.
         dataset: the dataset that was scored, as `load_rows` takes or returns it: row text, columns.
@@ -66,12 +64,8 @@ def write_report(
         metrics: metrics.jsonl of the selector's training.
         columns: columns of the dataset to break the cut down by; none given: those of
             `USUAL_COLUMNS` that it has. `origin` is the file each row came from.
-        redact_text: write no row text.
-        rows_shown: rows in each list.
+        redact_text: write no row text; rows_shown: rows in each list.
         command: how the report was made, to be printed in it.
-
-    Returns:
-        The path written.
 
     Raises:
         InputError: a file is unreadable or does not belong together, or a column is unknown.
@@ -93,19 +87,23 @@ def write_report(
         ),
         **_selection_part(read, topp, dataset, columns, redact_text, rows_shown),
         **_runs_part(results, evaluation, metrics, read.meta),
-        "provenance": sections.provenance(read.meta),
-        "evidence": [line for line in told(read.meta) if not line.startswith("warning: ")],
-        "calibration": sections.calibration(
-            read.meta,
-            recall_at(read, topp),
-            _calibrated(read, max_canary_kept, confidence),
-        ),
+        **_evidence_part(read, topp, max_canary_kept, confidence),
     }
     page["verdict"] = sections.verdict(page) + [f"In doubt: {one}." for one in doubts(read.meta)]
-    html = _environment().get_template("template.html.jinja").render(page)
+    template = _environment().get_template("template.html.jinja")
     with atomic_path(out) as tmp:
-        tmp.write_text(html, "utf-8", errors="replace")
+        tmp.write_text(template.render(page), "utf-8", errors="replace")
     return Path(out)
+
+
+def _evidence_part(read, topp: float, max_canary_kept: float, confidence: float) -> dict:
+    """What the artefact says for itself."""
+    calibrated = _calibrated(read, max_canary_kept, confidence)
+    return {
+        "provenance": sections.provenance(read.meta),
+        "evidence": [line for line in told(read.meta) if not line.startswith("warning: ")],
+        "calibration": sections.calibration(read.meta, recall_at(read, topp), calibrated),
+    }
 
 
 def _calibrated(read, max_canary_kept: float, confidence: float) -> dict | str | None:

@@ -312,7 +312,7 @@ class Passes:
         """Directory of a model tuned on the rows, for the passes that start from it."""
         if self.parts.directory is None:
             self._scratch = tempfile.TemporaryDirectory()
-            kept = self._scratch.name
+            kept = self.parts.strategy.from_rank_0(lambda: self._scratch.name)
         else:
             kept = str(self.parts.directory / "drifted")
         found = self.parts.finished("drifted", 0)
