@@ -27,15 +27,16 @@ from unrolled import (
 
 from seal.datasets.sft_dataset import concatenate
 from seal.files import atomic_path
-from seal.models.actor import Actor
+from seal.models.actor import Actor, ModelSettings
 from seal.models.attention import VARLEN
 from seal.models.selector import Selector
 from seal.provenance import commit, versions
 from seal.statistics import auroc
 from seal.trainer.evaluation import row_means
 from seal.trainer.order import EpochBatches
-from seal.trainer.passes import tune
-from seal.trainer.scorers import random_scores
+from seal.trainer.passes import Engines, Passes, Tuning, tune
+from seal.trainer.scorers import score_rows
+from seal.trainer.scoring import Parts
 from seal.trainer.selector_trainer import SelectorPlan, SelectorTrainer
 from seal.trainer.sft_trainer import SFTPlan
 from seal.trainer.step import RowModel
@@ -46,6 +47,7 @@ BATCH = 16  # rows a step
 KEPT = 0.5  # share of the rows in a subset
 SHIPPED, HALF = (0.9, 0.1), (0.5, 0.0)  # weight of the safe loss, and its fall an epoch
 SELECTOR_RATE = 1e-4  # so small that the weights stay at one, where the oracle differentiates
+ONE_PASS = ("random", "perplexity", "safe_loss", "excess_loss")
 METRICS = ("spearman_unrolled", "spearman_left_out", "lds", "auroc")
 
 
@@ -80,8 +82,39 @@ class SGDStrategy(DeepspeedStrategy):
         return super().ds_config(micro_batch) | {"zero_allow_untested_optimizer": True}
 
 
+class WorldEngines(Engines):
+    """Engines of a world's model; saved weights stay in memory, by name, "start" among them.
+
+    Args:
+        strategy: of one process, without clipping.
+        setting: of the optimizer.
+    """
+
+    def __init__(self, strategy: DeepspeedStrategy, world: World, setting: Setting):
+        super().__init__(strategy, ModelSettings("in memory"), tokenizer=None, capacity=4096)
+        self.model, self.setting = world.model, setting
+        self.kept = {"start": world.model.state_dict()}
+
+    def engine(self, start: str | None, rate: float, *_):
+        """A fresh engine at saved weights, the aligned model's for None; its rate is constant."""
+        model = LlamaForCausalLM._from_config(self.model.config, attn_implementation=VARLEN)
+        model.load_state_dict(self.kept[start or "start"])
+        actor = Actor(model)
+        optimizer = (
+            self.strategy.create_optimizer(actor, rate, 0.0)
+            if self.setting.adam
+            else torch.optim.SGD(actor.parameters(), lr=rate)
+        )
+        return self.strategy.prepare(actor, optimizer)
+
+    def save(self, engine, directory: str) -> None:
+        """Keeps a copy of the weights."""
+        state = engine.module.model.state_dict()
+        self.kept[directory] = {n: p.clone() for n, p in state.items()}
+
+
 class Estimators:
-    """Scores of the user's rows, higher = keep, each from the package's own trainers.
+    """Scores of the user's rows, higher = keep, each from the package's own passes and trainers.
 
     Args:
         strategy: of one process, without clipping.
@@ -91,56 +124,45 @@ class Estimators:
 
     def __init__(self, strategy: DeepspeedStrategy, world: World, setting: Setting, seed: int):
         self.strategy, self.world, self.setting, self.seed = strategy, world, setting, seed
+        self.engines = WorldEngines(strategy, world, setting)
         self.n_safe, self.n_rows = len(world.safe), len(world.rows)
         self.both = concatenate(world.safe, world.rows)
-        self.user = self.n_safe + np.arange(self.n_rows)  # row numbers in `both`
+        steps = setting.epochs * len(EpochBatches(self.n_rows, BATCH, 0, 0))
+        safe_epochs = round(steps / len(EpochBatches(self.n_safe, BATCH, 0, 0)))
+        for name, rows, epochs in (
+            ("rows", world.rows, setting.epochs),
+            ("safe", world.safe, safe_epochs),
+        ):
+            engine = self.engines.engine(None, setting.rate)
+            tune(self.engines.over(engine, rows), SFTPlan(epochs, BATCH, seed))
+            self.engines.save(engine, name)
 
-    def engine(self, rate: float, start: dict | None = None) -> RowModel:
-        """A fresh engine over the safe rows and the user's, from the aligned model or `start`."""
-        model = LlamaForCausalLM._from_config(self.world.model.config, attn_implementation=VARLEN)
-        model.load_state_dict(start or self.world.model.state_dict())
-        actor = Actor(model)
-        optimizer = (
-            self.strategy.create_optimizer(actor, rate, 0.0)
-            if self.setting.adam
-            else torch.optim.SGD(actor.parameters(), lr=rate)
-        )
-        engine = self.strategy.prepare(actor, optimizer)
-        return RowModel(engine, self.strategy, self.both, capacity=4096)
-
-    def tuned(self, rows: np.ndarray, epochs: int) -> RowModel:
-        """Plain SFT on some rows of `both`."""
-        losses = self.engine(self.setting.rate)
-        chosen = RowModel(losses.engine, self.strategy, self.both.select(rows), capacity=4096)
-        tune(chosen, SFTPlan(epochs, BATCH, self.seed))
-        return losses
+    def model(self, rate: float, start: str | None = None) -> RowModel:
+        """A fresh model over the safe rows and the user's."""
+        return self.engines.over(self.engines.engine(start, rate), self.both)
 
     def losses(self, model: RowModel) -> np.ndarray:
         """Mean nats a token of each of the user's rows."""
-        return row_means(model, self.user)
+        return row_means(model.over(self.world.rows), np.arange(self.n_rows))
 
-    def weights(self, model: RowModel) -> dict[str, torch.Tensor]:
-        """A copy of a model's weights."""
-        return {n: p.clone() for n, p in model.engine.module.model.state_dict().items()}
+    def passes(self, rows_model: str) -> Passes:
+        """The package's passes, with the model that counts as tuned on the rows."""
+        tuning = Tuning(influence_step=1e-4 if self.setting.adam else 1e-3, seed=self.seed)
+        ready = {"safe": "safe", "rows": rows_model}
+        world, parts = self.world, Parts(self.strategy)
+        return Passes(self.engines, world.safe, world.rows, tuning, parts, ready)
 
     def all(self) -> dict[str, np.ndarray]:
         """Every score, by the name it has in the table."""
-        setting = self.setting
-        steps = setting.epochs * len(EpochBatches(self.n_rows, BATCH, 0, 0))
-        safe_epochs = round(steps / len(EpochBatches(self.n_safe, BATCH, 0, 0)))
-        rows = self.tuned(self.user, setting.epochs)
-        drifted = self.weights(rows)
-        safe_loss = self.losses(self.tuned(np.arange(self.n_safe), safe_epochs))
-        start = self.engine(setting.rate)
+        drifted, aligned = self.passes("rows"), self.passes("start")
+        asked = {name: (drifted, name) for name in ONE_PASS}
+        asked["influence, aligned"] = aligned, "influence"
+        asked["influence, drifted"] = drifted, "influence"
         scores = {
-            "random": random_scores(self.n_rows, self.seed),
-            "perplexity": -self.losses(start),
-            "safe_loss": -safe_loss,
-            "excess_loss": self.losses(rows) - safe_loss,
-            "influence, aligned": self.influence(self.weights(start)),
-            "influence, drifted": self.influence(drifted),
-            "penalty": self.penalty(SHIPPED, tracked=False)["logit"],
+            name: score_rows(passes, method).columns["score"]
+            for name, (passes, method) in asked.items()
         }
+        scores["penalty"] = self.penalty(SHIPPED, tracked=False)["logit"]
         shipped = self.penalty(SHIPPED)
         matched = self.penalty(HALF, matched=True)
         scores["penalty_gap, shipped: logit"] = shipped["logit"]
@@ -148,27 +170,16 @@ class Estimators:
         scores["penalty_gap, gamma 0.5: contrast"] = self.penalty(HALF)["contrast"]
         scores["penalty_gap, matched: logit"] = matched["logit"]
         scores["penalty_gap, matched: contrast"] = matched["contrast"]
-        late = self.penalty(HALF, matched=True, start=drifted, epochs=1)
+        late = self.penalty(HALF, matched=True, start="rows", epochs=1)
         scores["penalty_gap, matched, drifted: contrast"] = late["contrast"]
         return scores
-
-    def influence(self, start: dict) -> np.ndarray:
-        """Change of each row's loss along one optimizer step on the safe loss (central)."""
-        ends = []
-        for direction in (1, -1):
-            model = self.engine(1e-4 if self.setting.adam else 1e-3, start)
-            share = direction / self.n_safe / self.world.safe.supervised
-            model.backward(np.arange(self.n_safe), torch.from_numpy(share).float())
-            self.strategy.step(model.engine)
-            ends.append(self.losses(model))
-        return ends[1] - ends[0]
 
     def penalty(
         self,
         upper: tuple[float, float],
         tracked: bool = True,
         matched: bool = False,
-        start: dict | None = None,
+        start: str | None = None,
         epochs: int | None = None,
     ) -> dict[str, np.ndarray]:
         """Trained logits and, with a tracker, the contrast of the final models.
@@ -179,12 +190,12 @@ class Estimators:
             matched: the model's rate is divided by gamma, so that it takes the tracker's steps on
                 the rows, and steps on the safe loss besides. Adam does that by itself: its step
                 does not depend on the scale of the gradient.
-            start: weights of both models; None for the aligned model's.
+            start: name of both models' weights; None for the aligned model's.
         """
         rate = self.setting.rate
         scaled = rate / (1 - upper[0]) if matched and not self.setting.adam else rate
-        model = self.engine(scaled, start)
-        tracker = self.engine(rate, start) if tracked else None
+        model = self.model(scaled, start)
+        tracker = self.model(rate, start) if tracked else None
         selector = Selector(self.n_rows)
         epochs = epochs or self.setting.epochs
         SelectorTrainer(
@@ -218,7 +229,7 @@ def measure(strategy: DeepspeedStrategy, name: str, seed: int, n_subsets: int) -
     weights = subset_weights(n_rows, n_subsets, KEPT, seed)
     outcomes = oracle.safe_losses(weights)
     estimators = Estimators(strategy, world, setting, seed)
-    tuned = estimators.weights(estimators.tuned(estimators.user, setting.epochs))
+    tuned = estimators.engines.kept["rows"]
     error = max(
         float((tuned[weight].double() - value).abs().max())
         for weight, value in oracle.trained().items()
