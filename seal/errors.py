@@ -14,3 +14,8 @@ class NonFiniteLoss(RuntimeError):
 
 class Stopped(Exception):
     """The run was asked to stop and has saved all it needs to go on: status 0, on every rank."""
+
+
+def said(error: BaseException) -> str:
+    """What an error of another library says, in one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -29,7 +29,7 @@ from seal.assess.generation import (
 )
 from seal.assess.rendering import encode_prompts
 from seal.datasets.rendering import opened_thought, turn_end
-from seal.errors import InputError
+from seal.errors import InputError, said
 
 if TYPE_CHECKING:
     from seal.utils.strategy import DeepspeedStrategy
@@ -57,9 +57,8 @@ def load_model(
 
             model = load_adapter(model, lora_path).merge_and_unload()
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
         where = f"{pretrain} with adapter {lora_path}" if lora_path else pretrain
-        raise InputError(f"no model can be loaded from {where}: {reason}") from error
+        raise InputError(f"no model can be loaded from {where}: {said(error)}") from error
     return model.to(device).eval()
 
 
@@ -72,8 +71,7 @@ def load_config(pretrain: str) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(pretrain)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"no model can be loaded from {pretrain}: {reason}") from error
+        raise InputError(f"no model can be loaded from {pretrain}: {said(error)}") from error
 
 
 def context_length(config: PreTrainedConfig) -> int | None:

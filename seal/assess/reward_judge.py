@@ -7,7 +7,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 from seal.assess.prompts import sha256_of_text
 from seal.assess.verdicts import Verdict, preference_label
-from seal.errors import InputError
+from seal.errors import InputError, said
 
 
 class RewardJudge:
@@ -41,8 +41,7 @@ class RewardJudge:
         try:
             model = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype)
         except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"no judge can be loaded from {path}: {reason}") from error
+            raise InputError(f"no judge can be loaded from {path}: {said(error)}") from error
         model.config.pad_token_id = tokenizer.pad_token_id
         self.model, self.tokenizer = model.to(device).eval(), tokenizer
         self.name = f"reward:{path}"

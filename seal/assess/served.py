@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
-from seal.errors import InputError
+from seal.errors import InputError, said
 
 try:
     import openai
@@ -151,12 +151,11 @@ class Endpoint:
                     future.result()
 
     def _reason(self, error: openai.OpenAIError) -> str:
-        what = " ".join(str(error).split())[:200]
         lasting = isinstance(error, openai.APIStatusError) and error.status_code < 500
         tries = "" if lasting else f" after {self.retries + 1} tries"
         return (
-            f"{self.model} at {self.base_url} failed{tries}: {type(error).__name__}: {what}; what "
-            "was answered is kept, run again to go on"
+            f"{self.model} at {self.base_url} failed{tries}: {type(error).__name__}: "
+            f"{said(error)}; what was answered is kept, run again to go on"
         )
 
 

@@ -4,7 +4,7 @@ import argparse
 
 from seal.command.dataset import add_dataset_flags, read_rows
 from seal.datasets import PUBLISHED_TEMPLATE
-from seal.errors import InputError
+from seal.errors import InputError, said
 from seal.selection.artefact import write_selection
 
 EXAMPLE = """\
@@ -38,8 +38,7 @@ def run(args: argparse.Namespace) -> tuple[dict, str]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(args.selector_tokenizer)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"tokenizer {args.selector_tokenizer!r}: {reason}") from error
+        raise InputError(f"tokenizer {args.selector_tokenizer!r}: {said(error)}") from error
     columns, meta = published_columns(
         args.file, rows, tokenizer, args.selector_max_len, args.input_template
     )

@@ -1,13 +1,11 @@
 """`seal merge`: fold a LoRA adapter into its base model."""
 
 import argparse
-import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
-from seal.errors import InputError
+from seal.errors import InputError, said
+from seal.files import atomic_folder
 
 EXAMPLE = "seal merge ckpt/adapter --out merged"
 
@@ -26,14 +24,8 @@ def run(args: argparse.Namespace) -> tuple[dict, str]:
         raise InputError(f"{adapter}: no adapter_config.json; give the directory of a LoRA adapter")
     if out.exists():
         raise InputError(f"{out} exists; give a directory that does not")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
+    with atomic_folder(out) as folder:
         base = _merge(adapter, args.base, folder)
-        folder.chmod(0o755)
-        os.replace(folder, out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     result = {"adapter": str(adapter), "base": base, "out": str(out)}
     return result, f"merged {adapter} into {base}: {out}"
 
@@ -53,8 +45,9 @@ def _merge(adapter: Path, base: str | None, folder: Path) -> str:
         has_tokenizer = (adapter / "tokenizer_config.json").is_file()
         tokenizer = AutoTokenizer.from_pretrained(adapter if has_tokenizer else base)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"base model {base!r} cannot be read, give --base: {reason}") from error
+        raise InputError(
+            f"base model {base!r} cannot be read, give --base: {said(error)}"
+        ) from error
     merged = load_adapter(model, adapter).merge_and_unload()
     merged.save_pretrained(folder)
     card = adapter / "README.md"

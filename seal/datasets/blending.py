@@ -11,7 +11,7 @@ import numpy as np
 from seal.datasets.identity import number_rows
 from seal.datasets.prompts import to_messages
 from seal.datasets.readers import SUFFIXES, file_suffix, read_files
-from seal.errors import InputError
+from seal.errors import InputError, said
 
 logger = logging.getLogger(__name__)
 
@@ -199,7 +199,7 @@ def _from_disk(folder: Path, split: str) -> datasets.Dataset:
     try:
         saved = datasets.load_from_disk(str(folder))
     except Exception as error:  # pyarrow, json and datasets errors, all for a damaged folder
-        raise InputError(f"folder {folder} cannot be read ({_reason(error)})") from error
+        raise InputError(f"folder {folder} cannot be read ({said(error)})") from error
     if isinstance(saved, datasets.Dataset):
         return saved
     if split not in saved:
@@ -221,9 +221,5 @@ def _from_hub(name: str, split: str, trust_remote_code: bool) -> datasets.Datase
     except Exception as error:  # hub, network and builder errors share no class
         raise InputError(
             f"dataset {name} is no file or folder here ({Path(stem).absolute()}) "
-            f"and could not be loaded from the hub ({_reason(error)})"
+            f"and could not be loaded from the hub ({said(error)})"
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seal.datasets.cache import fingerprint, mapped_table
-from seal.errors import InputError
+from seal.errors import InputError, said
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 _BLOCK = 10_000  # records held as Python objects at a time
@@ -68,7 +68,7 @@ def _tables(path: Path) -> Iterator[pa.Table]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{path}: broken gzip file ({error}); copy it again") from error
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({_first_line(error)})") from error
+        raise InputError(f"{path}: cannot be read ({said(error)})") from error
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -101,7 +101,7 @@ def _parse(path: Path, number: int, text: str) -> object:
         return _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         line = number + error.lineno - 1 if isinstance(error, json.JSONDecodeError) else number
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else _first_line(error)
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else said(error)
         raise InputError(
             f"{path}: line {line} is not JSON ({reason}); "
             "a file holds one object a line or, with suffix .json, one list of objects"
@@ -220,7 +220,3 @@ def _recode(table: pa.Table, name: str) -> pa.Table:
         return table
     values = _as_json(table[name].to_pylist())
     return table.set_column(table.column_names.index(name), name, values)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

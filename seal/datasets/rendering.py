@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from seal.datasets.prompts import THOUGHTS, Messages
-from seal.errors import InputError
+from seal.errors import InputError, said
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _OPENED = re.compile(r"<think>\s*$")
@@ -127,9 +127,8 @@ def render_chat(
                 **tokenizer.special_tokens_map,
             )
         except Exception as error:  # a template may raise anything
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise Unfit(
-                f"{REFUSED}: the chat template refuses the conversation ({reason})"
+                f"{REFUSED}: the chat template refuses the conversation ({said(error)})"
             ) from error
         return (texts[0], spans[0]) if marks else texts[0]
 
@@ -257,8 +256,8 @@ def _check_whole(
             if role == "assistant":
                 thoughts, where = [leaf.rpartition("</think>") for leaf in leaves], answered
                 leaves = [after for _, _, after in thoughts]
-                said = [thought.replace("<think>", "") for thought, _, _ in thoughts]
-                if i > question and not all(_is_written(thought, answered) for thought in said):
+                told = [thought.replace("<think>", "") for thought, _, _ in thoughts]
+                if i > question and not all(_is_written(thought, answered) for thought in told):
                     raise Unfit("thought not rendered")
             old = key in THOUGHTS and i < question
             where = text if key == "name" else where

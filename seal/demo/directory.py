@@ -2,8 +2,6 @@
 
 import json
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -17,6 +15,7 @@ from seal.demo.evaluation import measure_model
 from seal.demo.model import new_model, train, train_tokenizer
 from seal.demo.world import Plan, make_rows
 from seal.errors import InputError
+from seal.files import atomic_folder
 
 FORMAT = "seal-demo-1"
 ALIGN_RATE = 2e-3
@@ -105,13 +104,6 @@ def build(
     manifest = _reused(out, plan)
     if manifest is not None:
         return manifest, True
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
+    with atomic_folder(out) as folder:
         manifest = _make(folder, plan, say)
-        folder.chmod(0o755)
-        os.replace(folder, out)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
     return manifest, False

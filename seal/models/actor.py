@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from seal.errors import InputError
+from seal.errors import InputError, said
 from seal.files import model_is_here
 from seal.models.adapters import adapter_config, load_adapter
 from seal.models.attention import VARLEN, can_pack, choose_attention, flash_attn_usable
@@ -437,5 +437,4 @@ def _add_lora(model: PreTrainedModel, settings: ModelSettings) -> PeftModel:
     try:
         return get_peft_model(model, config)
     except ValueError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"--target_modules {settings.target_modules}: {reason}") from error
+        raise InputError(f"--target_modules {settings.target_modules}: {said(error)}") from error

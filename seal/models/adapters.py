@@ -6,7 +6,7 @@ from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError, safe_open
 from transformers import GenerationConfig, PreTrainedModel
 
-from seal.errors import InputError
+from seal.errors import InputError, said
 
 
 def adapter_config(directory: str | Path) -> PeftConfig | None:
@@ -21,8 +21,7 @@ def adapter_config(directory: str | Path) -> PeftConfig | None:
     try:
         config = PeftConfig.from_pretrained(str(path))
     except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}/adapter_config.json does not read: {reason}") from error
+        raise InputError(f"{path}/adapter_config.json does not read: {said(error)}") from error
     if config.is_prompt_learning or config.peft_type != "LORA" or config.alora_invocation_tokens:
         raise InputError(f"{path} is an adapter of kind {config.peft_type.value}; give one of LoRA")
     if not config.base_model_name_or_path:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from seal.errors import InputError
+from seal.errors import InputError, said
 from seal.models.attention import VARLEN
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def settle(actor: Actor, run: Callable, reset: Callable[[], None] = lambda: None
         try:
             expected = _alone(actor, run)
         except Exception as error:
-            raise InputError(f"a model of kind {kind} does not run: {_line(error)}") from error
+            raise InputError(f"a model of kind {kind} does not run: {said(error)}") from error
         if not expected[0].isfinite().all():
             raise InputError(
                 f"this {kind} model's losses are not finite before any step: its weights are "
@@ -80,7 +80,7 @@ def settle(actor: Actor, run: Callable, reset: Callable[[], None] = lambda: None
                 right = _agree(found, expected, limit, inexact)
                 right = right and _rows_apart(actor, run, found[1], limit if inexact else LEAK)
             except Exception as error:
-                reasons.append(_line(error))
+                reasons.append(f"{type(error).__name__}: {said(error)}")
                 reset()
                 continue
             if right:
@@ -196,7 +196,3 @@ def _evaluating(actor: Actor) -> Iterator[None]:
         yield
     finally:
         actor.train(training)
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from seal.errors import InputError
+from seal.errors import InputError, said
 from seal.files import atomic_path
 from seal.ids import RowIndex, id_bytes, id_text
 from seal.provenance import commit, versions
@@ -191,8 +191,7 @@ def read_selection(path: str | os.PathLike) -> Selection:
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: not a readable Parquet file: {reason}") from error
+        raise InputError(f"{path}: not a readable Parquet file: {said(error)}") from error
 
 
 def _read(source) -> Selection:

@@ -7,7 +7,7 @@ from urllib.request import getproxies
 from huggingface_hub.constants import ENDPOINT
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from seal.errors import InputError
+from seal.errors import InputError, said
 from seal.files import model_is_here
 
 HUB_SECONDS = 5
@@ -27,12 +27,11 @@ def get_tokenizer(pretrain: str, trust_remote_code: bool = False) -> PreTrainedT
             local_files_only=is_here or not _hub_answers(),
         )
     except Exception as error:  # transformers raises nearly any type on a damaged directory
-        reason = " ".join(str(error).split())[:200]
         if is_here:
             remedy = "copy tokenizer.json and tokenizer_config.json there from the model it is of"
         else:
             remedy = "it is no directory here, and the hub does not give it"
-        raise InputError(f"no tokenizer in {pretrain}: {remedy} ({reason})") from error
+        raise InputError(f"no tokenizer in {pretrain}: {remedy} ({said(error)})") from error
     if tokenizer.eos_token is None:
         raise InputError(f"the tokenizer of {pretrain} has no end-of-sequence token; set eos_token")
     if tokenizer.pad_token is None:
