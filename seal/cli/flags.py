@@ -391,7 +391,9 @@ def _add(group: argparse._ArgumentGroup, name: str, flag: Flag, default: object)
     if flag.kind is bool:
         settings = {"action": "store_true"}
     else:
-        settings = {"type": flag.kind, "default": None if needed else default}
+        settings = {"default": None if needed else default}
+        if flag.kind is not str:
+            settings["type"] = flag.kind
         if not needed and default not in (None, []):
             text += f" (default {_shown(default)})"
     group.add_argument(f"--{name}", help=text, required=needed, **settings | (flag.settings or {}))
