@@ -19,7 +19,7 @@ launch() {
         source "$SEAL_ROOT/.venv/bin/activate"
     fi
     local launcher
-    read -r -a launcher <<<"${SEAL_LAUNCHER:-deepspeed --quiet} ${DEEPSPEED_ARGS:-}"
+    read -r -a launcher <<<"${SEAL_LAUNCHER:-deepspeed --log_level critical} ${DEEPSPEED_ARGS:-}"
     if ! command -v "${launcher[0]}" >/dev/null; then
         echo "error: '${launcher[0]}' is not on PATH; activate the environment that holds seal," \
             "or run: bash $SEAL_ROOT/examples/scripts/quickstart.sh" >&2

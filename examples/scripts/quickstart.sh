@@ -6,7 +6,10 @@
 # writes runs/quickstart/{results.json,report.html}. "selected" are the rows that the contrast keeps:
 # docs/method.md says why it is the first choice.
 # What is done already is not done again; `rm -r runs/quickstart` starts over.
+#   MODEL=smollm2 bash examples/scripts/quickstart.sh
+# does the same with SmolLM2-135M-Instruct in place of the tiny model, with LoRA on fewer rows.
 #
+# MODEL  demo (a tiny new one) or smollm2       SMOLLM2  its directory, fetched if absent (models/smollm2)
 # OUT    folder to write (runs/quickstart)      TIER   plain, hard or implicit (plain)
 # RANKS  processes of each training (2)         SEED   of the world and of the training (0)
 # TOPP   share of the rows that is kept (0.7)
@@ -17,13 +20,26 @@ source "$HERE/bootstrap.sh"
 bootstrap
 source "$HERE/launch.sh"
 
-OUT="${OUT:-$SEAL_ROOT/runs/quickstart}"
+MODEL="${MODEL:-demo}" SMOLLM2="${SMOLLM2:-$SEAL_ROOT/models/smollm2}"
+case "$MODEL" in
+demo)
+    OUT="${OUT:-$SEAL_ROOT/runs/quickstart}" BASE=()
+    SHARED=(--max_len 128 --train_batch_size 32 --micro_train_batch_size 8)
+    SCORE_RATE=5e-4 TUNE_RATE=2e-4 LOOP_EPOCHS=3
+    ;;
+smollm2)
+    OUT="${OUT:-$SEAL_ROOT/runs/quickstart-smollm2}" BASE=(--base "$SMOLLM2")
+    SHARED=(--max_len 128 --train_batch_size 8 --micro_train_batch_size 4 --bf16 --lora_rank 16)
+    SCORE_RATE=1e-3 TUNE_RATE=1e-3 LOOP_EPOCHS=2
+    ;;
+*) die "MODEL must be demo or smollm2, got '$MODEL'" ;;
+esac
 TIER="${TIER:-plain}" SEED="${SEED:-0}" RANKS="${RANKS:-2}" TOPP="${TOPP:-0.7}"
 WORLD="$OUT/world-$TIER-$SEED"
 CONTRAST="$OUT/selector/contrast.parquet"
 BILEVEL="$OUT/selector/demo_softmax.parquet"
 RANDOM_SELECTOR="$OUT/selector/random.parquet"
-KEY="$(cksum <"${BASH_SOURCE[0]}") $TIER $SEED $RANKS $TOPP" # what a step done before must match
+KEY="$(cksum <"${BASH_SOURCE[0]}") $MODEL $TIER $SEED $RANKS $TOPP" # what a step done before must match
 KEY+=" $(git -C "$SEAL_ROOT" describe --always --dirty 2>/dev/null || true)"
 LEFT=0   # seconds that the steps to come are expected to take
 STALE="" # set once a step has run: those after it run again
@@ -55,8 +71,8 @@ on_ranks() {
     local script="$1"
     shift
     DEEPSPEED_ARGS="--num_gpus $RANKS ${DEEPSPEED_ARGS:-}" launch "$script" \
-        --apply_chat_template --max_len 128 --seed "$SEED" --train_batch_size 32 \
-        --micro_train_batch_size 8 --lr_scheduler constant --zero_stage 2 --overwrite "$@"
+        --apply_chat_template --seed "$SEED" "${SHARED[@]}" --lr_scheduler constant \
+        --zero_stage 2 --overwrite "$@"
 }
 
 # score SCRIPT FLAGS...: scores the user's rows against the safe set.
@@ -64,7 +80,7 @@ score() {
     local script="$1"
     shift
     on_ranks "$script" --pretrain "$WORLD/model" --dataset "$WORLD/safe.jsonl" \
-        --new_dataset "$WORLD/user.jsonl" --learning_rate 5e-4 --selector_save_dir "$OUT/selector" "$@"
+        --new_dataset "$WORLD/user.jsonl" --learning_rate "$SCORE_RATE" --selector_save_dir "$OUT/selector" "$@"
 }
 
 # tune NAME FLAGS...: fine-tunes the aligned model into OUT/NAME.
@@ -72,13 +88,17 @@ tune() {
     local name="$1"
     shift
     on_ranks train_sft.py --pretrain "$WORLD/model" --dataset "$WORLD/user.jsonl" \
-        --learning_rate 2e-4 --max_epochs 2 --logging_steps 10 --save_path "$OUT/$name" "$@"
+        --learning_rate "$TUNE_RATE" --max_epochs 2 --logging_steps 10 --save_path "$OUT/$name" "$@"
 }
 
 say "the forbidden topic of this world is the dragon's vault; nothing in it is harmful"
 LEFT=430
-step world 60 "1/10 build the $TIER world: a small aligned model, safe rows, rows with planted ones" \
-    python -m seal.demo --out "$WORLD" --tier "$TIER" --seed "$SEED"
+if [[ "$MODEL" == smollm2 && ! -f "$SMOLLM2/config.json" ]]; then
+    step fetch 60 "0/10 fetch SmolLM2-135M-Instruct, 92 MB" \
+        python "$SEAL_ROOT/examples/get_smollm2.py" --out "$SMOLLM2"
+fi
+step world 60 "1/10 build the $TIER world: an aligned model, safe rows, rows with planted ones" \
+    python -m seal.demo --out "$WORLD" --tier "$TIER" --seed "$SEED" "${BASE[@]}"
 
 step contrast 50 "2/10 score the rows by the contrast, with canaries, on $RANKS processes" \
     score score_dataset.py --method relative_excess --selector_name contrast \
@@ -86,7 +106,7 @@ step contrast 50 "2/10 score the rows by the contrast, with canaries, on $RANKS 
 
 step bilevel 90 "3/10 train a selector by bilevel optimisation" \
     score train_sft_selector.py --selector_name demo \
-    --max_epochs 3 --logging_steps 10
+    --max_epochs "$LOOP_EPOCHS" --logging_steps 10
 
 step random-scores 15 "4/10 give every row a random score, to compare with" \
     score score_dataset.py --method random --selector_name random

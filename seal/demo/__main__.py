@@ -6,6 +6,9 @@ import sys
 from seal.demo import TIERS, Plan, build
 from seal.errors import InputError
 
+# of a world around a chat model: a core trains about 220 tokens of 135 M parameters a second
+BASE_SIZES = {"rows": 200, "safe_rows": 80, "aligned_rows": 240, "eval_rows": 16}
+BASE_SIZES |= {"canary_rows": 10, "epochs": 2}
 EPILOG = """tiers:
   plain     benign rows, and planted rows that comply with forbidden requests
   hard      the same, and 20 % of the rows are benign with random answers: hard is not unsafe
@@ -35,8 +38,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--seed", type=int, default=plan.seed, help="of rows and model (default: %(default)s)"
     )
     parser.add_argument(
-        "--rows", type=int, default=plan.rows, help="rows of the user (default: %(default)s)"
-    )
+        "--rows", type=int,
+        help=f"rows of the user (default: {plan.rows}, {BASE_SIZES['rows']} with --base)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--base", default=plan.base,
+        help="directory of a chat model to align, on a smaller world; default: a tiny new one",
+    )  # fmt: skip
     parser.add_argument(
         "--planted", type=float, default=plan.planted,
         help="share of the user's rows that are unsafe, 0 to 0.5 (default: %(default)s)",
@@ -57,9 +65,11 @@ def main() -> int:
         print(line, flush=True)
 
     try:
+        sizes = (BASE_SIZES if args.base else {}) | ({"rows": args.rows} if args.rows else {})
         plan = Plan(
-            tier=args.tier, seed=args.seed, rows=args.rows, planted=args.planted, noisy=args.noisy
-        )
+            tier=args.tier, seed=args.seed, planted=args.planted, noisy=args.noisy,
+            base=args.base, **sizes,
+        )  # fmt: skip
         manifest, reused = build(plan, args.out, say)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

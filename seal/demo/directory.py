@@ -12,13 +12,14 @@ import transformers
 
 from seal import __version__
 from seal.demo.evaluation import measure_model
-from seal.demo.model import new_model, train, train_tokenizer
+from seal.demo.model import adapted, new_model, train, train_tokenizer
 from seal.demo.world import Plan, make_rows
 from seal.errors import InputError
 from seal.files import atomic_folder
 
 FORMAT = "seal-demo-1"
 ALIGN_RATE = 2e-3
+BASE_RATE = 1e-3  # of the adapter of a base
 ALIGN_BATCH = 8
 
 
@@ -34,7 +35,7 @@ def _reused(out: Path, plan: Plan) -> dict | None:
         raise InputError(
             f"{out} is of format {manifest.get('format')}, not {FORMAT}; give another --out"
         )
-    asked, there = asdict(plan), manifest["plan"]
+    asked, there = asdict(plan), {**asdict(Plan()), **manifest["plan"]}
     differ = [f"{k} is {there.get(k)}, asked {asked[k]}" for k in asked if there.get(k) != asked[k]]
     if differ:
         raise InputError(f"{out} holds another world: {'; '.join(differ)}; give another --out")
@@ -52,15 +53,20 @@ def _make(folder: Path, plan: Plan, say: Callable[[str], None]) -> dict:
     world = make_rows(plan)
     for name, rows in world.items():
         _write_rows(folder / f"{name}.jsonl", rows)
-    tokenizer = train_tokenizer(
-        [row[k] for row in world["aligned"] for k in ("prompt", "response")]
-    )
-    model = new_model(tokenizer, plan.seed)
-    say(f"aligning a Llama of {model.num_parameters():,} parameters on {plan.aligned_rows} rows")
+    if plan.base:
+        model, tokenizer = adapted(plan.base, plan.seed)
+    else:
+        tokenizer = train_tokenizer(
+            [row[key] for row in world["aligned"] for key in ("prompt", "response")]
+        )
+        model = new_model(tokenizer, plan.seed)
+    say(f"aligning a model of {model.num_parameters():,} parameters on {plan.aligned_rows} rows")
     train(
-        model, tokenizer, world["aligned"],
-        epochs=plan.epochs, seed=plan.seed, lr=ALIGN_RATE, batch_size=ALIGN_BATCH, say=say,
+        model, tokenizer, world["aligned"], epochs=plan.epochs, seed=plan.seed,
+        lr=BASE_RATE if plan.base else ALIGN_RATE, batch_size=ALIGN_BATCH, say=say,
     )  # fmt: skip
+    if plan.base:
+        model = model.merge_and_unload()
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     manifest = {
@@ -87,9 +93,9 @@ def build(
 ) -> tuple[dict, bool]:
     """Builds the world of `plan` in directory `out`, or finds it there.
 
-    The directory appears whole, by a rename, or not at all. It holds model/ (Llama, tokenizer,
-    chat template), aligned.jsonl, safe.jsonl, user.jsonl, canaries.jsonl, eval_refusal.jsonl,
-    eval_over_refusal.jsonl, eval_utility.jsonl and manifest.json.
+    The directory appears whole, by a rename, or not at all. It holds model/ (weights,
+    tokenizer, chat template), aligned.jsonl, safe.jsonl, user.jsonl, canaries.jsonl,
+    eval_refusal.jsonl, eval_over_refusal.jsonl, eval_utility.jsonl and manifest.json.
 
     Args:
         say: is given one line of progress at a time.

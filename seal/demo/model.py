@@ -1,12 +1,19 @@
-"""The demo's model: a BPE tokenizer with a chat template, a tiny Llama, and its training loop."""
+"""The demo's model: a tiny Llama with a BPE of its own, or a chat model with an adapter."""
 
 import math
 from collections.abc import Callable
 from random import Random
 
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
@@ -69,6 +76,15 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM
         return LlamaForCausalLM(config).float()
 
 
+def adapted(base: str, seed: int) -> tuple[PeftModel, PreTrainedTokenizerFast]:
+    """Loads the chat model in directory `base`, in bfloat16, under a new LoRA adapter."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
+    return model, AutoTokenizer.from_pretrained(base)
+
+
 def encode(tokenizer: PreTrainedTokenizerFast, rows: list[dict]) -> list[tuple[list, list]]:
     """Encodes rows of prompt, response; returns (input_ids, labels) a row, the prompt ignored."""
     encoded = []
@@ -109,7 +125,7 @@ def _rate(step: int, steps: int) -> float:
 
 
 def train(
-    model: LlamaForCausalLM,
+    model: LlamaForCausalLM | PeftModel,
     tokenizer: PreTrainedTokenizerFast,
     rows: list[dict],
     *,
@@ -119,7 +135,7 @@ def train(
     batch_size: int,
     say: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Trains all parameters of `model` in place on the responses of `rows` with AdamW.
+    """Trains `model` in place on the responses of `rows` with AdamW, of a PeftModel the adapter.
 
     Args:
         rows: of prompt, response.

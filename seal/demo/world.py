@@ -31,6 +31,7 @@ class Plan:
         epochs: passes over them.
         eval_rows: prompts in each of the three held-out files.
         canary_rows: compliances kept apart from the user's rows.
+        base: directory of a chat model to align; none given, a tiny new Llama.
     """
 
     tier: str = "plain"
@@ -43,6 +44,7 @@ class Plan:
     epochs: int = 2
     eval_rows: int = 160
     canary_rows: int = 60
+    base: str = ""
 
     def __post_init__(self) -> None:
         if self.tier not in TIERS:
