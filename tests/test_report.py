@@ -1,6 +1,7 @@
 """The report: its numbers are the artefact's, its row text is inert, what is absent is said."""
 
 import argparse
+import itertools
 import json
 import re
 import shutil
@@ -394,6 +395,19 @@ def test_tenths_never_part_equal_values():
         assert (groups.code == g).any()
 
 
+@pytest.mark.parametrize(
+    ("low", "high"), [(-0.027, 0.011), (0.0, 1e6), (-1e-5, 1e-5), (1.23, 1.2308)]
+)
+def test_labels_of_an_axis_stand_apart_on_a_phone(low, high):
+    svg = figures.curve(np.array([low, high]), np.array([low, high]), "loss", "score")
+    across = re.findall(r'<text class="tick \w+" x="([\d.]+)%" y="\d+">([^<]+)<', svg)
+    left = re.findall(r'<text class="tick end" x="-6" y="[^"]+">([^<]+)<', svg)
+    assert len(across) > 1 and len({*left}) == len(left) > 1
+    for (x, text), (y, following) in itertools.pairwise(across):
+        gap = (float(y) - float(x)) / 100 * figures.ROOM
+        assert gap > figures.GLYPH * (len(text) + len(following)) / 2
+
+
 def test_texts_of_numbers():
     assert [figures.number(x) for x in (16800, 0.04321, -2.0, 1e-5, 3.2e9)] == [
         "16,800", "0.0432", "\u22122", "1e\u22125", "3.2e9",
@@ -401,5 +415,8 @@ def test_texts_of_numbers():
     assert figures.percent(1 / 3000) == "<\u00a00.1\u00a0%"
     assert figures.percent(2999 / 3000) == ">\u00a099.9\u00a0%"
     assert figures.percent(1.0) == "100\u00a0%"
+    assert figures.distinct([1.2301, 1.2302]) == ["1.2301", "1.2302"]
+    assert figures.distinct([0.5, 1.0]) == ["0.5", "1"] and figures.distinct([2.0]) == ["2"]
+    assert figures.seams("a_b-<c>") == "a_<wbr>b-&lt;c&gt;"
     assert figures.ticks(0.0, 1.0, 5) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     assert [figures.duration(s) for s in (4.2, 75, 7260)] == ["4.2 s", "1 min 15 s", "2 h 1 min"]

@@ -194,4 +194,5 @@ def _environment() -> jinja2.Environment:
     environment.filters["percent"] = figures.percent
     environment.filters["duration"] = figures.duration
     environment.filters["visible"] = figures.visible
+    environment.filters["seams"] = figures.seams
     return environment

@@ -6,12 +6,15 @@ drawing. Every mark carries a <title>, which a pointer shows and a screen reader
 """
 
 import math
+import re
 import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 from markupsafe import Markup
 
+ROOM = 300  # pixels of a plot on a narrow phone, for labels beside each other
+GLYPH = 7  # pixels a character of a label takes, about
 TICK_ROOM = 34  # pixels under the plot for tick labels and the axis name
 
 
@@ -91,15 +94,37 @@ def _y_axis(height: int, top: float, label) -> list[Markup]:
     return marks
 
 
+def distinct(values: Sequence[float]) -> list[str]:
+    """Texts for the ticks of an axis: as short as tells them apart.
+
+    Examples:
+        >>> distinct([1.2301, 1.2302])
+        ['1.2301', '1.2302']
+    """
+    for digits in range(3, 12):
+        texts = [number(value, digits) for value in values]
+        if len(set(texts)) == len(texts):
+            break
+    return texts
+
+
+def _fit(texts: Sequence[str]) -> int:
+    """How many labels as wide as these stand beside each other on a phone, two at least."""
+    return max(2, ROOM // (GLYPH * max(map(len, texts)) + 2 * GLYPH))
+
+
 def _x_axis(height: int, low: float, high: float, name: str, count: int = 8) -> list[Markup]:
     """The base line, round ticks under it, and the axis name."""
     marks = [Markup('<line class="axis" x1="0" x2="100%" y1="{0}" y2="{0}"/>').format(height)]
-    for tick in ticks(low, high, count):
+    while count > 2 and len(at := ticks(low, high, count)) > _fit(distinct(at)):
+        count -= 1
+    at = ticks(low, high, count)
+    for tick, text in zip(at, distinct(at), strict=True):
         share = 50.0 if high == low else 100 * (tick - low) / (high - low)
         anchor = "start" if share < 3 else "end" if share > 97 else "mid"
         marks.append(
             Markup('<text class="tick {0}" x="{1:.2f}%" y="{2}">{3}</text>').format(
-                anchor, share, height + 15, number(tick)
+                anchor, share, height + 15, text
             )
         )
     marks.append(
@@ -177,8 +202,8 @@ def share_columns(
         h = height * share
         title = f"{axis} {name}: {percent(share)} kept"
         marks.append(_rect("kept", g * width + width * 0.12, width * 0.76, height - h, h, title))
-    every = 1 if len(names) <= 5 else 3
-    for g in range(0, len(names), every):
+    shown = np.linspace(0, len(names) - 1, min(len(names), _fit(names)))
+    for g in np.unique(shown.round().astype(int)).tolist():
         place = (g * width, "start") if g == 0 else ((g + 0.5) * width, "mid")
         place = ((g + 1) * width, "end") if g == len(names) - 1 > 0 else place
         marks.append(
@@ -237,13 +262,13 @@ def curve(
     if ceil == floor:
         floor, ceil = floor - 0.5 * (abs(floor) or 1), ceil + 0.5 * (abs(ceil) or 1)
     marks = []
-    for tick in shown:
+    for tick, text in zip(shown, distinct(shown), strict=True):
         py = height * (1 - (tick - floor) / (ceil - floor))
         marks.append(
             Markup(
                 '<line class="grid" x1="0" x2="100%" y1="{0:.1f}" y2="{0:.1f}"/>'
                 '<text class="tick end" x="-6" y="{1:.1f}">{2}</text>'
-            ).format(py, py + 4, number(tick))
+            ).format(py, py + 4, text)
         )
     marks += _x_axis(height, float(x[0]), float(x[-1]), axis, 5)
     if len(x) == 1:
@@ -310,6 +335,11 @@ def duration(seconds: float) -> str:
 def visible(text: str) -> str:
     """Text with control and direction-override characters replaced, so nothing hides in a row."""
     return "".join("\ufffd" if _hides(character) else character for character in text)
+
+
+def seams(text: str) -> Markup:
+    """A name as `visible`, that wraps behind its marks before it breaks within a word."""
+    return Markup("<wbr>").join(re.split(r"(?<=[_./-])(?=\w)", visible(text)))
 
 
 def _hides(character: str) -> bool:
