@@ -4,6 +4,7 @@ import json
 from collections import Counter
 
 import pytest
+from safetensors.torch import load_file
 
 from seal.demo import TIERS, Plan, build, grammar, make_rows, measure
 from seal.demo.__main__ import main
@@ -130,6 +131,11 @@ def test_a_built_world_is_reused_and_never_overwritten(tmp_path, capsys, monkeyp
         measure(tmp_path, tmp_path / "w")
     with pytest.raises(InputError, match=r"no manifest\.json"):
         measure(tmp_path / "w" / "model", tmp_path)
+    based = Plan(**{**manifest["plan"], "base": str(tmp_path / "w" / "model")})
+    build(based, tmp_path / "b")
+    before, after = (load_file(tmp_path / at / "model/model.safetensors") for at in "wb")
+    assert before.keys() == after.keys()  # the adapter is merged
+    assert any((before[name] != after[name].float()).any() for name in before)
 
 
 @pytest.mark.slow
