@@ -15,6 +15,8 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
 )
 
 from seal.assess.answers import Answer
@@ -30,6 +32,7 @@ from seal.assess.generation import (
 from seal.assess.rendering import encode_prompts
 from seal.datasets.rendering import opened_thought, turn_end
 from seal.errors import InputError, said
+from seal.progress import Progress
 
 if TYPE_CHECKING:
     from seal.utils.strategy import DeepspeedStrategy
@@ -143,6 +146,20 @@ class SeededSampler(LogitsProcessor):
         return logits - (-uniform.log()).log().to(logits.device)
 
 
+class Count(StoppingCriteria):
+    """Stops nothing: tells how many tokens a batch has, and how many of its answers are whole."""
+
+    def __init__(self, progress: Progress, ends: Sequence[int]):
+        self._progress, self._ends, self._whole = progress, torch.tensor(ends), None
+
+    def __call__(self, input_ids: torch.Tensor, scores, **_) -> torch.Tensor:
+        """input_ids: [B, T]; returns [B] False."""
+        ended = torch.isin(input_ids[:, -1].cpu(), self._ends)
+        self._whole = ended if self._whole is None else self._whole | ended
+        self._progress.update(1, answered=int(self._whole.sum()))
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
 LONGEST_OPENING = 16  # tokens of <think> and the blanks behind it
 
 
@@ -179,11 +196,14 @@ class HFEngine:
         if self.sampling.temperature > 0:
             settings = (self.sampling.temperature, self.sampling.top_p)
             processors.append(SeededSampler(seeds, *settings))
-        output = self.model.generate(
-            input_ids=rows.to(self.model.device),
-            attention_mask=mask.to(self.model.device),
-            logits_processor=processors,
-        )
+        steps = self.sampling.max_new_tokens
+        with Progress(f"a batch of {len(ids)} prompts", steps, "tokens at most") as progress:
+            output = self.model.generate(
+                input_ids=rows.to(self.model.device),
+                attention_mask=mask.to(self.model.device),
+                logits_processor=processors,
+                stopping_criteria=StoppingCriteriaList([Count(progress, self._ends)]),
+            )
         answers = output[:, width:].tolist()
         return [self._taken_apart(*both) for both in zip(ids, answers, strict=True)]
 

@@ -11,12 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from tqdm import tqdm
-
 from seal.assess.answers import Answer, Parts, is_complete, write_answers
 from seal.assess.prompts import Prompt, sha256_of_text
 from seal.datasets import PUBLISHED_TEMPLATE
 from seal.errors import InputError
+from seal.progress import Progress
 
 if TYPE_CHECKING:
     from seal.assess.served import Endpoint
@@ -171,7 +170,7 @@ def run_job(
     mine = share_of(left, job.lengths, ranks.rank, ranks.world_size)
     failure = None
     try:
-        _work(work, mine, parts, show=ranks.is_rank_0())
+        _work(work, mine, parts)
     except Exception as error:
         failure = error
     ranks.agree(failure)
@@ -179,14 +178,14 @@ def run_job(
     ranks.print(f"{len(job.prompts)} answers in {job.output}")
 
 
-def _work(work, mine: list[int], parts: Parts, show: bool) -> None:
+def _work(work, mine: list[int], parts: Parts) -> None:
     lock = threading.Lock()
-    with tqdm(total=len(mine), desc="answers", unit="prompt", disable=not show) as bar:
+    with Progress("answers", len(mine), "prompts") as progress:
 
         def keep(answers: list[Answer]) -> None:
             with lock:
                 parts.append(answers)
-                bar.update(len(answers))
+                progress.update(len(answers))
 
         work(mine, keep)
 

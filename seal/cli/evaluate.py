@@ -79,6 +79,22 @@ def named(pairs: list[str]) -> dict[str, str]:
     return found
 
 
+def given_answers(directory: str, prompt_set: str) -> Path:
+    """The file of `--answers` for a prompt set.
+
+    Raises:
+        InputError: it is not there.
+    """
+    path = Path(directory) / f"{prompt_set}.json"
+    if not path.is_file():
+        there = ", ".join(sorted(p.name for p in Path(directory).glob("*.json"))[:5]) or "none"
+        raise InputError(
+            f"--answers: {path} is not there (answer files in {directory}: {there}); give the "
+            f"directory, and name the answers to {prompt_set}.jsonl {prompt_set}.json"
+        )
+    return path
+
+
 def join_ranks(seed: int, with_weights: bool):
     """Ranks and device: a strategy where weights are loaded or the launcher was used."""
     if not with_weights and "RANK" not in os.environ:
@@ -254,7 +270,7 @@ def main() -> None:
         raise InputError(f"--baseline {args.baseline!r} is none of {', '.join([*models, *given])}")
     sets = read_sets(args)
     files = {(m, s.name): answer_path(args.out, m, s) for m in models for s in sets}
-    files |= {(m, s.name): Path(given[m]) / f"{s.name}.json" for m in given for s in sets}
+    files |= {(m, s.name): given_answers(given[m], s.name) for m in given for s in sets}
     read = {(m, s.name): read_answers(files[m, s.name], s.prompts) for m in given for s in sets}
     ranks, device = join_ranks(args.seed, bool(models) or "reward" in args.judges)
     judges = ranks.on_rank_0(lambda: load_judges(args, sets, device))

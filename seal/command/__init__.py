@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import sys
+import warnings
 
 from seal import __version__
 from seal.command import (
@@ -73,6 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         line `error: ...` for bad input.
     """
     args = build_parser().parse_args(argv)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
         with contextlib.redirect_stdout(sys.stderr):  # deepspeed logs to stdout when it is imported
             result, text = args.run(args)

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import warnings
 
 from seal.demo import TIERS, Plan, build
 from seal.errors import InputError
@@ -60,6 +61,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     """Builds the world and prints what it measures; returns the exit status."""
     args = parse()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
     def say(line: str) -> None:
         print(line, flush=True)

@@ -123,18 +123,23 @@ def selection_meta(
         raw: rows read, before any was skipped.
         arguments: every argument of the method, JSON values.
         skipped: reason -> rows that got no score for it.
-        model, tokenizer, max_len (tokens), seed: for a method that has them.
+        model, tokenizer, max_len (tokens), seed: for a method that has them. Of a local directory
+            the name is kept: an artefact is shared.
     """
     dataset = {"fingerprint": fingerprint, "raw": int(raw), "skipped": dict(skipped or {})}
     return {
         "method": method,
         "arguments": dict(arguments or {}),
         "dataset": dataset,
-        "model": model,
-        "tokenizer": tokenizer,
+        "model": _name(model),
+        "tokenizer": _name(tokenizer),
         "max_len": max_len,
         "seed": seed,
     }
+
+
+def _name(model: str | None) -> str | None:
+    return Path(model).resolve().name if model and Path(model).exists() else model
 
 
 def make_selection(columns: Mapping, meta: Mapping) -> Selection:
