@@ -40,8 +40,8 @@ class ArmSizes:
     prompts: int = 40  # of each of the three sources
     over: int = 50  # XSTest's safe prompts
     new_tokens: int = 40
-    rates: tuple[float, ...] = (1e-4, 2e-4)
-    mixes: tuple[float, ...] = (0.0, 0.1)  # share of SafeInstr rows
+    rates: tuple[float, ...] = (1e-4, 2e-4, 4e-4)
+    mixes: tuple[float, ...] = (0.0,)  # share of SafeInstr rows
     row_tokens: int = 128
 
 
