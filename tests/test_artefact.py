@@ -58,8 +58,8 @@ def make_meta(n: int = 20, method: str = "penalty_gap", **skipped: int) -> dict:
 
 def test_of_a_local_model_the_name_is_kept_and_of_another_what_was_given(tmp_path):
     (tmp_path / "mine").mkdir()
-    for given, kept in ((str(tmp_path / "mine/"), "mine"), ("org/name", "org/name"), (None, None)):
-        meta = selection_meta(method="dsir", fingerprint="f", raw=1, model=given, tokenizer=given)
+    for name, kept in ((str(tmp_path / "mine/"), "mine"), ("org/name", "org/name"), (None, None)):
+        meta = selection_meta(method="dsir", fingerprint="f", raw=1, model=name, tokenizer=name)
         assert meta["model"] == meta["tokenizer"] == kept
 
 
