@@ -91,6 +91,7 @@ OWN = {
     },
 }
 NO_PUBLISHED_DEFAULT = {"save_path", "ckpt_path", "wandb_project", "wandb_run_name"}
+OF_A_COMMAND = {"out", "topp"}  # other things by the same name: what is written; no auto
 NOT_OFFERED = {"ref_constant", "normalize_l2", "disable_fast_tokenizer"}
 
 
@@ -129,6 +130,11 @@ def settings_read(tree: ast.Module) -> set[str]:
 def test_no_flag_is_declared_twice():
     names = [name for group in cli.GROUPS.values() for name in group]
     assert len(names) == len(set(names)) > 120
+    for path in (ROOT / "seal/command").glob("*.py"):
+        assert (
+            not set(re.findall(r'add_argument\(\s*"--(\w+)"', path.read_text()))
+            & {*names} - OF_A_COMMAND
+        )
     for parser in (*ALL_SCRIPTS.values(), batch_inference.parser, evaluate.parser):
         assert {action.dest for action in parser()._actions} <= {*names, "help", "config"}
     literal = [path for path in (ROOT / "seal").rglob("*.py") if r"Human: {}\n" in path.read_text()]

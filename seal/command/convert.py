@@ -2,8 +2,8 @@
 
 import argparse
 
+from seal.cli.declared import REQUIRED, take
 from seal.command.dataset import add_dataset_flags, read_rows
-from seal.datasets import PUBLISHED_TEMPLATE
 from seal.errors import InputError, said
 from seal.selection.artefact import write_selection
 
@@ -18,13 +18,8 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument("file", help="the published selector (.pt)")
     add_dataset_flags(parser, required=True)
-    parser.add_argument("--selector_tokenizer", required=True, help="tokenizer it was trained with")
-    parser.add_argument("--selector_max_len", type=int, default=2048, help="its max_len, in tokens")
-    parser.add_argument(
-        "--input_template",
-        default=PUBLISHED_TEMPLATE,
-        help="the template it was trained with",
-    )
+    names = ("selector_tokenizer", "selector_max_len", "input_template")
+    take(parser, *names, selector_tokenizer=REQUIRED, selector_max_len=2048)
     parser.add_argument("--out", required=True, help="the .parquet file to write")
     parser.set_defaults(run=run)
 

@@ -4,40 +4,21 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from seal.selection.calibration import CONFIDENCE, MAX_CANARY_KEPT
+from seal.cli.declared import REQUIRED, take
 
 if TYPE_CHECKING:
     import datasets
 
 
 def add_dataset_flags(parser: argparse.ArgumentParser, required: bool) -> None:
-    """Adds `--dataset` and the flags that decide its rows, spelt as in selector training."""
-    parser.add_argument(
-        "--dataset",
-        required=required,
-        help="the rows that were scored: files (.json .jsonl .csv .parquet), directories or hub "
-        "names, separated by commas",
-    )
-    parser.add_argument(
-        "--dataset_probs", default="1.0", help="blending probabilities, separated by commas"
-    )
-    parser.add_argument("--seed", type=int, default=42, help="seed of the blending")
-    parser.add_argument("--input_key", help="column of the prompt, when it is not recognised")
-    parser.add_argument("--output_key", help="column of the response, when it is not recognised")
+    """Adds `--dataset` and the flags that decide its rows, as in selector training."""
+    names = ("dataset", "dataset_probs", "seed", "input_key", "output_key")
+    take(parser, *names, dataset=REQUIRED if required else None)
 
 
 def add_topp_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds `--topp` and what `--topp auto` goes by, spelt as in fine-tuning."""
-    parser.add_argument(
-        "--topp",
-        required=True,
-        help="share of the scored rows kept, in (0, 1], or auto: what the canaries justify",
-    )
-    for name, value, meaning in (
-        ("max_canary_kept", MAX_CANARY_KEPT, "limit of --topp auto"),
-        ("confidence", CONFIDENCE, "of --topp auto's bound"),
-    ):
-        parser.add_argument(f"--{name}", type=float, default=value, help=f"{meaning} ({value})")
+    """Adds `--topp` and what `--topp auto` goes by, as in fine-tuning."""
+    take(parser, "topp", "max_canary_kept", "confidence", topp=REQUIRED)
 
 
 def read_rows(args: argparse.Namespace) -> "datasets.Dataset":

@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from seal.cli.declared import take
 from seal.command.dataset import add_dataset_flags, add_topp_flags, read_rows
 from seal.command.sources import source_lines
 from seal.errors import InputError
 from seal.files import atomic_path
-from seal.selection.artefact import UNSCORED, Selection, select_rows
+from seal.selection.artefact import Selection, select_rows
 from seal.selection.calibration import share_kept
 from seal.selection.evidence import doubts
 from seal.selection.load import load_selection
@@ -48,9 +49,7 @@ def add_parser(subparsers) -> None:
     add_topp_flags(parser)
     parser.add_argument("--format", choices=FORMATS, default="jsonl", help="default: jsonl")
     parser.add_argument("--out", required=True, help="the file to write")
-    parser.add_argument(
-        "--unscored", choices=UNSCORED, default="error", help="rows without a score"
-    )
+    take(parser, "unscored")
     parser.set_defaults(run=run)
 
 

@@ -8,6 +8,7 @@ held-out rows says how far to trust it. The artefact, marked `predicted`, carrie
 
 import argparse
 
+from seal.cli.declared import take
 from seal.command.dataset import add_dataset_flags, hide_bars
 from seal.errors import InputError
 from seal.provenance import sha256_of_file
@@ -23,8 +24,7 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser("score-new", help="predict scores for rows a selector never saw")
     parser.add_argument("file", help="the selector (.parquet)")
     add_dataset_flags(parser, required=False)
-    parser.add_argument("--new_dataset", required=True, help="the rows to predict scores for")
-    parser.add_argument("--pretrain", required=True, help="model directory or hub name")
+    take(parser, "new_dataset", "pretrain")
     parser.add_argument("--out", required=True, help="the predicted selector to write (.parquet)")
     parser.set_defaults(run=run)
 
