@@ -81,7 +81,8 @@ def score(args) -> Path | None:
 
 def prepare(args, strategy, tokenizer, path, safe, pool, n_user, unsafe) -> Passes:
     """The passes over the rows, whose finished parts are kept; a dry run keeps none."""
-    settings, layers, parts = flags.settings(ModelSettings, args), [], Parts(strategy)
+    settings, tuning = flags.settings(ModelSettings, args), flags.settings(Tuning, args)
+    layers, parts = [], Parts(strategy)
     if args.smooth or args.method in OVER_STATES:
         layers = layers_to_try(count_layers(settings), args.layer)
     if not (model_free(args) or args.dry_run):
@@ -93,7 +94,7 @@ def prepare(args, strategy, tokenizer, path, safe, pool, n_user, unsafe) -> Pass
         Engines(strategy, settings, tokenizer, capacity, args.l2),
         safe,
         pool,
-        flags.settings(Tuning, args),
+        tuning,
         parts,
         ready={"safe": args.safe_model, "rows": args.rows_model},
         texts=lambda: strategy.main_first(lambda: texts(args, n_user, pool)),
