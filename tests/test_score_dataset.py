@@ -1,5 +1,7 @@
 """examples/score_dataset.py: every method writes its artefact, resumes, and refuses well."""
 
+import re
+
 import datasets
 import numpy as np
 import pyarrow as pa
@@ -100,6 +102,15 @@ def test_seal_score_refuses_in_one_line(flags, tmp_path):
         with pytest.raises(InputError, match=told):
             seal.score(**needed | {"out": tmp_path / "a.parquet"} | extra)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_of_scoring_tells_and_writes_nothing(flags, tmp_path, capsys):
+    out = tmp_path / "out"
+    dry = flags | {"selector_save_dir": out, "dry_run": 2, "method": "influence"}
+    assert score(score_parser().parse_args(words(dry))) is None
+    told = capsys.readouterr().out
+    assert re.search(r"dry run of 16 rows: \S+ s, \S+ h for 30 rows; peak .* nothing was", told)
+    assert not out.exists() and list(tmp_path.iterdir()) == []
 
 
 def test_the_halves_of_a_pass_are_the_even_and_the_odd_tokens(flags):
