@@ -5,6 +5,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple, TypeVar
 
 from seal.datasets import PUBLISHED_TEMPLATE
@@ -307,6 +308,13 @@ GROUPS: dict[str, dict[str, Flag]] = {
     },
 }
 FLAGS = {name: flag for group in GROUPS.values() for name, flag in group.items()}
+
+
+@cache
+def flags_that_are(fact: str) -> frozenset[str]:
+    """Names of the flags of which `free` or `model` holds."""
+    found = {name for name, flag in FLAGS.items() if flag._asdict()[fact]}
+    return frozenset(found | {"config"} if fact == "free" else found)
 
 
 def take(group: argparse._ActionsContainer, *names: str, **defaults: object) -> None:

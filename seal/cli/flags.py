@@ -6,13 +6,12 @@ import os
 import sys
 from dataclasses import fields
 from datetime import datetime
-from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from seal.cli.declared import FLAGS, GROUPS, take
+from seal.cli.declared import GROUPS, flags_that_are, take
 from seal.datasets import load_rows, tokenize_rows
 from seal.errors import InputError
 from seal.files import claim
@@ -89,13 +88,6 @@ class Parser(argparse.ArgumentParser):
             known = [action.dest for action in self._actions]
             message = f"unknown flag --{name}; {meant(name, known, '--')}"
         raise InputError(message)
-
-
-@cache
-def flags_that_are(fact: str) -> frozenset[str]:
-    """Names of the flags of which `free` or `model` holds."""
-    found = {name for name, flag in FLAGS.items() if flag._asdict()[fact]}
-    return frozenset(found | {"config"} if fact == "free" else found)
 
 
 TRAINING = ("every script", "one model", "model", "data", "training")

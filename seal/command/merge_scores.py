@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 
+from seal.cli.declared import flags_that_are
 from seal.errors import InputError
 from seal.provenance import sha256_of_file
 from seal.selection.artefact import BLOCK, read_selection, write_blocks
@@ -29,21 +30,10 @@ MODELS = {
 }
 OF_ITS_OWN_ROWS = ("penalty", "penalty_gap", "unrolled", "published", "dsir", "subspace")
 # arguments that may differ from part to part, for no score depends on them
-FREE = {
-    "adam_offload",
-    "canary_fraction",
-    "config",
-    "local_rank",
-    "micro_train_batch_size",
-    "new_dataset",
-    "new_dataset_probs",
-    "selector_name",
-    "selector_save_dir",
-    "timeout_minutes",
-    "work_dir",
-    "zero_stage",
-    "zpg",
-}
+FREE = flags_that_are("free") | set(
+    "adam_offload canary_fraction micro_train_batch_size new_dataset new_dataset_probs "
+    "selector_name work_dir zero_stage zpg".split()
+)
 
 
 def add_parser(subparsers) -> None:
