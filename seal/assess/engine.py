@@ -65,18 +65,6 @@ def load_model(
     return model.to(device).eval()
 
 
-def load_config(pretrain: str) -> PreTrainedConfig:
-    """The configuration of a model.
-
-    Raises:
-        InputError: there is no such model.
-    """
-    try:
-        return AutoConfig.from_pretrained(pretrain)
-    except (OSError, ValueError) as error:
-        raise InputError(f"no model can be loaded from {pretrain}: {said(error)}") from error
-
-
 def context_length(config: PreTrainedConfig) -> int | None:
     """Positions a model of this configuration has, None for one without a limit."""
     try:
@@ -102,7 +90,10 @@ def encode_jobs(
         InputError: as `encode_prompts`.
     """
     limits = [] if max_len is None else [max_len]
-    context = context_length(load_config(base))
+    try:
+        context = context_length(AutoConfig.from_pretrained(base))
+    except (OSError, ValueError) as error:
+        raise InputError(f"no model can be loaded from {base}: {said(error)}") from error
     if context is not None:
         limits.append(context - sampling.max_new_tokens)
     limit = min(limits, default=None)
