@@ -139,13 +139,13 @@ Otherwise they are padded, which is slower, and the run says so. A model that is
 refused in one line.
 
 `python benchmarks/architectures.py` wrote this page: tiny random models, eight rows a batch, a CPU,
-float32; torch {torch}, transformers {transformers}, commit {commit:.7}. "Off" is the largest
-difference between a row's mean loss in the batch and alone. The last two columns are the same with
-`--attn_implementation`; "refused" there means that transformers has no such attention for it.
+float32; torch {torch}, transformers {transformers}, commit {commit:.7}. The columns `eager` and
+`sdpa` are the same with `--attn_implementation`; "refused" there means that transformers has no
+such attention for it.
 
 Of {architectures} architectures {packed} are packed, {padded} padded, {refused} refused (BERT,
-which stands for models that are not causal). The largest difference in {runs} runs is
-{largest_off:.0e} nats a token.
+which stands for models that are not causal). A row's mean loss in the batch and alone differ by
+{largest_off:.0e} nats a token at most, in {runs} runs.
 
 {table}
 """
@@ -214,16 +214,15 @@ def rows_batch(tokens: torch.Tensor, lengths: torch.Tensor) -> Batch:
 
 
 def table(found: dict[str, dict[str, Found]]) -> str:
-    """The measurements as a Markdown table."""
-    lines = [
-        "| architecture | rows | off, nats a token | `eager` | `sdpa` |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    """The architectures by how they run, as a Markdown table."""
+    alike: dict[tuple[str, ...], list[str]] = {}
     for name, ways in found.items():
         first, *others = ways.values()
         how = first.how if first.how == "refused" else first.said.split(": rows ", 1)[1]
-        off = "" if first.off is None else f"{first.off:.0e}"
-        lines.append(f"| {name} | {how} | {off} | {' | '.join(other.how for other in others)} |")
+        alike.setdefault((how, *(other.how for other in others)), []).append(name)
+    lines = ["| rows | `eager` | `sdpa` | architectures |", "| --- | --- | --- | --- |"]
+    for how, names in sorted(alike.items()):
+        lines.append(f"| {' | '.join(how)} | {', '.join(names)} |")
     return "\n".join(lines)
 
 

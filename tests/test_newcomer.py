@@ -41,7 +41,7 @@ def test_from_own_rows_to_report_and_model_by_the_readme(tmp_path):
     fitting = config.replace("<aligned model>", values["<aligned model>"])
     fitting = fitting.replace("max_len: 2048", "max_len: 128")  # its positions
     (here / "run.yaml").write_text(fitting)
-    _, script, *flags = command("deepspeed ../score_dataset.py", values)
+    _, _, _, script, *flags = command("deepspeed --log_level critical ../score_dataset.py", values)
     done = deepspeed(ROOT / "examples" / Path(script).name, *flags, cwd=here)
     assert done.status == 0, done.output[-3000:]
     scored = len(read_selection(tmp_path / "ckpt/mine.parquet"))
@@ -54,7 +54,7 @@ def test_from_own_rows_to_report_and_model_by_the_readme(tmp_path):
     assert f"{kept} of {scored} rows kept" in page
     assert "brainstorming" in page
 
-    _, script, *flags = command("deepspeed ../train_sft.py", values)
+    _, _, _, script, *flags = command("deepspeed --log_level critical ../train_sft.py", values)
     done = deepspeed(ROOT / "examples" / Path(script).name, *flags, cwd=here)
     assert done.status == 0, done.output[-3000:]
     assert f"{kept} of {scored} rows kept at topp 0.8" in done.output
