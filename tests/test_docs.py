@@ -106,8 +106,10 @@ def flags_of(parser: argparse.ArgumentParser) -> set[str]:
 def check_command(command: str) -> None:
     """Fails where a program, a script or a flag is not there."""
     program, *words = shlex.split(command.replace("...", ""))
-    given = {word.split("=")[0] for word in words if word.startswith("--")}
     scripts = [word for word in words if word.endswith((".py", ".sh"))]
+    if program == "deepspeed" and scripts:
+        words = words[words.index(scripts[0]) :]  # before it stand the launcher's own flags
+    given = {word.split("=")[0] for word in words if word.startswith("--")}
     if program == "seal":
         known = flags_of(build_parser())
         if not words[0].startswith("-"):
