@@ -25,12 +25,12 @@ case "$MODEL" in
 demo)
     OUT="${OUT:-$SEAL_ROOT/runs/quickstart}" BASE=()
     SHARED=(--max_len 128 --train_batch_size 32 --micro_train_batch_size 8)
-    SCORE_RATE=5e-4 TUNE_RATE=2e-4 LOOP_EPOCHS=3
+    SCORE_RATE=5e-4 TUNE_RATE=2e-4 LOOP_EPOCHS=3 SLOWER=1
     ;;
 smollm2)
     OUT="${OUT:-$SEAL_ROOT/runs/quickstart-smollm2}" BASE=(--base "$SMOLLM2")
     SHARED=(--max_len 128 --train_batch_size 8 --micro_train_batch_size 4 --bf16 --lora_rank 16)
-    SCORE_RATE=1e-3 TUNE_RATE=1e-3 LOOP_EPOCHS=2
+    SCORE_RATE=1e-3 TUNE_RATE=1e-3 LOOP_EPOCHS=2 SLOWER=3
     ;;
 *) die "MODEL must be demo or smollm2, got '$MODEL'" ;;
 esac
@@ -47,7 +47,7 @@ mkdir -p "$OUT/steps"
 
 # step NAME SECONDS TITLE COMMAND...: runs COMMAND, unless it was done before under the same KEY.
 step() {
-    local name="$1" estimate="$2" title="$3" started=$SECONDS
+    local name="$1" estimate=$((SLOWER * $2)) title="$3" started=$SECONDS
     shift 3
     local seconds="$OUT/steps/$name.seconds" key="$OUT/steps/$name.key" log="$OUT/steps/$name.log"
     if [[ -z "$STALE" && -f "$seconds" && "$(cat "$key")" == "$KEY" ]]; then
@@ -92,7 +92,7 @@ tune() {
 }
 
 say "the forbidden topic of this world is the dragon's vault; nothing in it is harmful"
-LEFT=430
+LEFT=$((SLOWER * 430))
 if [[ "$MODEL" == smollm2 && ! -f "$SMOLLM2/config.json" ]]; then
     step fetch 60 "0/10 fetch SmolLM2-135M-Instruct, 92 MB" \
         python "$SEAL_ROOT/examples/get_smollm2.py" --out "$SMOLLM2"
