@@ -1,5 +1,6 @@
 """An engine's state survives a file under every ZeRO stage and precision, and damage is noticed."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from launch import deepspeed
 from laws_driver import make_dataset
 from tiny import random_rows, tiny_model
+from torch.nn import Parameter
 
 from seal.errors import InputError, NonFiniteLoss
 from seal.models.actor import Actor
@@ -68,6 +70,26 @@ def test_a_fresh_engine_goes_on_bit_for_bit(own_environment, tmp_path, stage, bf
         assert torch.equal(mine, theirs)
     assert resumed.get_lr() == rate
     resumed.destroy()
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_an_engine_that_is_released_leaves_no_tensor(own_environment, stage):
+    strategy = DeepspeedStrategy(Zero(stage))
+    strategy.setup_distributed()
+    held = []
+    for _ in range(3):
+        engine = engine_of(strategy)
+        steps(strategy, engine, 2)
+        strategy.release(engine)
+        del engine
+        gc.collect()
+        held.append(sum(map(bytes_of, gc.get_objects())))
+    assert held[1] == held[0] and held[2] == held[0]
+
+
+def bytes_of(thing: object) -> int:
+    """Bytes of a tensor's storage; 0 for anything else."""
+    return thing.untyped_storage().nbytes() if type(thing) in (torch.Tensor, Parameter) else 0
 
 
 PRECISIONS = {"fp32": Precision(), "bf16": Precision(True), "bf16 sums": Precision(True, "bf16")}

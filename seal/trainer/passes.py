@@ -110,7 +110,7 @@ class Engines:
 
     def release(self, engine) -> None:
         """Ends an engine that `engine` made."""
-        engine.destroy()
+        self.strategy.release(engine)
 
     def save(self, engine, directory: str) -> None:
         """Writes a model that `engine` can start from."""
