@@ -418,5 +418,6 @@ def test_texts_of_numbers():
     assert figures.distinct([1.2301, 1.2302]) == ["1.2301", "1.2302"]
     assert figures.distinct([0.5, 1.0]) == ["0.5", "1"] and figures.distinct([2.0]) == ["2"]
     assert figures.seams("a_b-<c>") == "a_<wbr>b-&lt;c&gt;"
+    assert figures.seams("6.113 --rate") == "6.113 --rate"
     assert figures.ticks(0.0, 1.0, 5) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     assert [figures.duration(s) for s in (4.2, 75, 7260)] == ["4.2 s", "1 min 15 s", "2 h 1 min"]

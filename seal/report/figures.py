@@ -339,7 +339,7 @@ def visible(text: str) -> str:
 
 def seams(text: str) -> Markup:
     """A name as `visible`, that wraps behind its marks before it breaks within a word."""
-    return Markup("<wbr>").join(re.split(r"(?<=[_./-])(?=\w)", visible(text)))
+    return Markup("<wbr>").join(re.split(r"(?<=\w[_./-])(?=[^\W\d])", visible(text)))
 
 
 def _hides(character: str) -> bool:
