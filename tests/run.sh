@@ -13,4 +13,5 @@ ruff check --quiet .
 ruff format --quiet --check . || die "ruff format would change files; run: ruff format ."
 
 say "pytest"
-python -m pytest -q --numprocesses=2 --dist=loadfile --durations=15 "$@"
+python -m pytest -q --numprocesses=2 --dist=loadfile --no-loadscope-reorder \
+    --durations=15 "$@"

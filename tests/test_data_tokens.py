@@ -477,7 +477,7 @@ BAD_CHAT = {
     "broken": ("{% for m in messages %}", "refuses the conversation"),
     "other prompt": (
         "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<think>' }}{% endif %}",
+        "{% if add_generation_prompt %}{{ '<reply>' }}{% endif %}",
         "generation prompt is not how it starts",
     ),
     "rewrites": (
