@@ -37,7 +37,8 @@ from seal.utils.logger import NoLogger
 OUT = Path(__file__).parent / "results" / "selection.json"
 EPOCHS = 2
 # The largest of 2e-4, 3e-4 and 5e-4 at which SFT without the planted rows kept the refusal in every
-# tier, chosen on the arms `all` and `oracle` alone: what is lost at it is lost to rows.
+# tier, chosen on the arms `all` and `oracle` alone, with batches in another order than today's: now
+# seed 2 loses it, at 1e-4 in part.
 SFT_RATE = 2e-4
 # tier of the table -> what `seal.demo.Plan` takes
 TIERS = {
