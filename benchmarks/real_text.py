@@ -118,9 +118,9 @@ class Study:
     def write_states(self, scores: Scores, seed: int) -> None:
         """States of rows and anchors at the chosen layer, to smooth scores with."""
         parts = {
-            f"{side}_{part}": getattr(states, part).astype(np.float16)
+            f"{side}_{part}": array.astype(np.float16)
             for side, states in zip(("rows", "safe", "bad"), scores.sides, strict=True)
-            for part in states._fields
+            for part, array in states._asdict().items()
         }
         np.savez(self.out / f"states_{seed}.npz", groups=scores.groups, **parts)
 

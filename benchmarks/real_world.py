@@ -140,7 +140,7 @@ class WarmEngines(Engines):
         actor.add_tracker()
         self.layers = actor.n_layers
         optimizer = strategy.create_optimizer(actor, 1e-3, 0.0)
-        self._rate, self._factor = 0.0, schedule_factor("constant", 1)
+        self._factor = schedule_factor("constant", 1)
         self._engine = strategy.prepare(actor, optimizer, lambda step: self._factor(step))
         self._kept = {None: self._weights()}
 
