@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import shlex
+import time
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -129,14 +130,15 @@ def arm_flags(world: World, arm: str) -> str:
     return METHODS[arm].format(world=world.directory, work=world.work)
 
 
-def run_script(world: World, arm: str, rows: Path | str | None = None) -> Selection:
-    """The selector of one arm of METHODS over the user's rows, or over others.
+def run_script(world: World, arm: str, rows: Path | str | None = None) -> tuple[Selection, float]:
+    """The selector of one arm of METHODS over the user's rows, or over others, and its CPU seconds.
 
     What the script prints is kept back. A selector that is there already is read.
     """
     words, loop = arm_flags(world, arm), METHODS[arm].startswith(LOOP)
     name = arm if rows is None else f"{arm}_of_{Path(str(rows)).stem}"
     path = world.work / f"{name}_softmax.parquet" if loop else world.work / f"{name}.parquet"
+    cost = path.with_suffix(".seconds")  # a loop's artefact is the same byte for byte
     seed = world.seed + (AGAIN if arm == "random_again" else 0)
     words += (
         f" {COMMON} --seed {seed} --pretrain {world.directory / 'model'} --selector_name {name} "
@@ -147,12 +149,15 @@ def run_script(world: World, arm: str, rows: Path | str | None = None) -> Select
         with contextlib.redirect_stdout(io.StringIO()):
             if loop:
                 words += f" --ckpt_path {world.work / name}"
+                cpu = time.process_time()
                 train(flags.selector_parser().parse_args(shlex.split(words)))
+                cost.write_text(f"{time.process_time() - cpu:.1f}")
             else:
                 own = rows is not None or "canary" in words
                 words += f" --work_dir {world.work / (name if own else 'shared')}_parts"
                 score(flags.score_parser().parse_args(shlex.split(words)))
-    return read_selection(path)
+    found = read_selection(path)
+    return found, float(cost.read_text()) if loop else found.meta["cpu_seconds"]
 
 
 def select(world: World, arm: str, topp: float) -> Choice:
@@ -163,10 +168,10 @@ def select(world: World, arm: str, topp: float) -> Choice:
     if arm == "oracle":
         return Choice((world.provenance != "unsafe") + 0.0, topp)
     method = arm.removesuffix("_safeinstr_100").removesuffix("_logit")
-    found = run_script(world, method)
+    found, seconds = run_script(world, method)
     found_score = found.logit if arm.endswith("_logit") else found.score
     if arm == "relative_excess_auto":
         # none of 60 canaries kept bounds what is kept of their kind by 5 %, none of 300 by 1 %
         topp = auto_topp(found, 3 / found.meta["calibration"]["n"], CONFIDENCE)
-    cost = found.meta["forward_equivalents"], found.meta["cpu_seconds"]
-    return Choice(found_score.astype(float), topp, extra, *cost)
+    forwards = found.meta["forward_equivalents"]
+    return Choice(found_score.astype(float), topp, extra, forwards, seconds)

@@ -67,7 +67,7 @@ def knows_the_selector(folder: Path, plan: Plan) -> None:
     write(folder, "candidates", candidates)
     world = load_world(folder, folder / "attack", "hard", plan.planted, plan.seed)
     write(folder, "pool", [*rows, *candidates])
-    found = run_script(world, "relative_excess", folder / "pool.jsonl")
+    found, _ = run_script(world, "relative_excess", folder / "pool.jsonl")
     theirs = found.row >= len(rows)
     best = np.argsort(-found.score[theirs], kind="stable")[: len(unsafe)]
     for number, candidate in zip(unsafe, found.row[theirs][best] - len(rows), strict=True):

@@ -5,7 +5,6 @@
 Writes `<selector_save_dir>/<selector_name>_<activation>.parquet` (and `_ep<k>` after each epoch).
 """
 
-import time
 from contextlib import closing
 from pathlib import Path
 
@@ -54,13 +53,11 @@ def train(args) -> None:
     meta = flags.artefact_meta(args, user, args.selector_estimator, args.pretrain)
     contrasted = bool(tracker) and states is None  # a head's score is its logit
     meta["forward_equivalents"] = plan.forward_equivalents(bool(tracker)) + depth + 2 * contrasted
-    cpu = time.process_time()
 
     def save(path: str, score=None, evidence=None) -> dict:
         score = selector.logits.double().numpy() if score is None else score
         columns = selector_columns(user, selector, score)
         extra = {"evidence": evidence, "head": head_of(selector)}
-        extra["cpu_seconds"] = round(time.process_time() - cpu, 1)
         if len(pool) > len(user):
             extra |= {"calibration": calibrate(score[: len(user)], score[len(user) :])}
         strategy.on_rank_0(lambda: write_selection(path, columns, meta | extra))
