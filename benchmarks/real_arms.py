@@ -31,10 +31,10 @@ class ArmSizes:
         row_tokens: no row is longer; seven rows in ten are not.
     """
 
-    align: tuple[int, int, int] = (500, 80, 60)  # SafeInstr, PKU, Alpaca
+    align: tuple[int, int, int, int] = (500, 100, 300, 500)  # SafeInstr, PKU, Alpaca, benign
     align_epochs: int = 2
     rows: int = 1000
-    steps: int = 32
+    steps: int = 64
     batch: int = 16
     held_out: int = 100  # benign and safe rows each
     prompts: int = 40  # of each of the three sources
@@ -64,7 +64,7 @@ class Arms:
 
         by_source = {
             source: find(source=source) for source in ("safeinstr", "pku_safe_sft", "alpaca_t45")
-        }
+        } | {"benign": find(provenance="benign")}
         counts = dict(zip(by_source, sizes.align, strict=True))
         self.align_rows = np.concatenate([by_source[s][:n] for s, n in counts.items()])
         spare = {s: places[counts[s] :] for s, places in by_source.items()}
@@ -75,8 +75,7 @@ class Arms:
         self.safeinstr = spare["safeinstr"][held // 2 :]
         ordinary, answers = spare["alpaca_t45"][held // 2 :], spare["pku_safe_sft"]
         self.anchors = np.concatenate([self.safeinstr[:400], ordinary[:300], answers[:300]])
-        benign = find(provenance="benign")
-        self.benign_held, self.benign = benign[:held], benign[held:]
+        self.benign_held, self.benign = spare["benign"][:held], spare["benign"][held:]
         self.unsafe = find(provenance="unsafe")
         harmful = read_lines(world.data / "eval/harmful_prompts.jsonl.gz")
         self.prompts, self.sources = [], []
