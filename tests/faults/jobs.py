@@ -13,7 +13,7 @@ from warm import WarmRun
 from seal.errors import InputError
 from seal.selection.artefact import read_selection
 
-SECONDS = 240  # for a run to its end
+SECONDS = 600  # for a run to its end, on a machine that does other work too
 EPOCHS, STEPS = 4, 12
 LORA = "--lora_rank 2 --target_modules q_proj --lora_dropout 0.1"
 COMMON = (

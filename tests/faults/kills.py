@@ -13,8 +13,8 @@ from jobs import Job
 from launch import kill, launched, start
 from warm import WarmRun
 
-END_SECONDS = 60  # from the kill to the end of every process
-START_SECONDS = 120
+END_SECONDS = 120  # from the kill to the end of every process
+START_SECONDS = 300
 POLL = 0.0005
 TARGETS = ("rank 0", "rank 1", "launcher", "everything")
 
