@@ -22,8 +22,7 @@ from seal.selection.artefact import kept_mask, read_selection
 SAVE_STEPS, EVERY, TOPP = 5, 50, 0.7
 FLAGS = (
     "--selector_estimator penalty_gap --apply_chat_template --max_len 128 --train_batch_size 32 "
-    "--micro_train_batch_size 8 --learning_rate 5e-4 --lr_scheduler constant "
-    "--selector_learning_rate 0.1 --max_ckpt_num 2"
+    "--micro_train_batch_size 8 --learning_rate 5e-4 --lr_scheduler constant --max_ckpt_num 2"
 )
 
 

@@ -45,9 +45,8 @@ PYTHON
 common="--pretrain $out/model --dataset $out/safe.jsonl --new_dataset $out/user.jsonl --max_len 64 \
     --train_batch_size 8 --micro_train_batch_size 2 --learning_rate 1e-3 --zero_stage 2 \
     --lr_scheduler constant --selector_save_dir $out"
-selector="examples/train_sft_selector.py $common --max_epochs 2 --upperlevel_weight 0.9 \
-    --selector_lr_scheduler constant --selector_learning_rate 0.1 --selector_name"
-scores="examples/score_dataset.py $common --method relative_excess --tune_epochs 2 --selector_name"
+selector="examples/train_sft_selector.py $common --selector_name"
+scores="examples/score_dataset.py $common --method relative_excess --selector_name"
 node() { # NAMESPACE RANK PORT SCRIPT...: one node of two
     local name=$1 rank=$2 port=$3
     shift 3

@@ -68,7 +68,7 @@ def environment(data: Path) -> dict[str, str]:
 def stage_1(data: Path, flags: str) -> list[str]:
     """Words of the selector's command line; outputs are relative."""
     inputs = f"--dataset {data}/safe.jsonl --new_dataset {data}/user.jsonl"
-    return f"{COMMON} {inputs} --selector_learning_rate 0.1 {flags}".split()
+    return f"{COMMON} {inputs} {flags}".split()
 
 
 def stage_2(data: Path, flags: str) -> list[str]:

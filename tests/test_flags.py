@@ -1,15 +1,21 @@
 """The flags of the training scripts: published names and defaults, all read, all explained."""
 
 import ast
+import contextlib
 import importlib
+import inspect
 import re
-from dataclasses import fields
+import subprocess
+import sys
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
 
+import seal
 from seal.cli import batch_inference, evaluate
 from seal.cli import flags as cli
+from seal.cli.declared import FLAGS, GROUPS, REQUIRED
 from seal.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,8 +115,8 @@ def args_read(tree: ast.AST) -> set[str]:
     }
 
 
-def settings_read(tree: ast.Module) -> set[str]:
-    """Fields of the dataclasses that `cli.settings(Class, args, ...)` fills in this script."""
+def settings_filled(tree: ast.Module) -> list[type]:
+    """The dataclasses that `cli.settings(Class, args, ...)` fills in this script."""
     modules = {
         alias.name: node.module
         for node in tree.body
@@ -123,8 +129,12 @@ def settings_read(tree: ast.Module) -> set[str]:
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "flags.settings"
     ]
     assert filled
-    classes = [vars(importlib.import_module(modules[name]))[name] for name in filled]
-    return {field.name for cls in classes for field in fields(cls)}
+    return [vars(importlib.import_module(modules[name]))[name] for name in filled]
+
+
+def settings_read(tree: ast.Module) -> set[str]:
+    """Fields of those dataclasses."""
+    return {field.name for cls in settings_filled(tree) for field in fields(cls)}
 
 
 def test_no_flag_is_declared_twice():
@@ -302,3 +312,103 @@ def test_the_config_of_the_readme_parses(tmp_path):
 def test_a_flag_of_another_name_is_told(word, told):
     with pytest.raises(InputError, match=re.escape(told)):
         cli.sft_parser().parse_args([*NEEDED["train_sft"], word, "3"])
+
+
+# --- a number that stands in several places is one number ---
+
+# What decides the scores. How long a run is and how large its batch depend on the rows.
+DECIDING = GROUPS["bilevel training"] | GROUPS["scoring"]
+DECIDING |= {name: FLAGS[name] for name in ("canary_fraction", "max_canary_kept", "confidence")}
+DECIDING = {
+    name: flag
+    for name, flag in DECIDING.items()
+    if flag.default not in (None, False, REQUIRED)
+    and name not in ("selector_estimator", "selector_head")  # another score by intention
+}
+PUBLISHED = {
+    "selector_optim": {"adam"},
+    "selector_learning_rate": {5e-3, 4e-3},
+    "upperlevel_weight": {1.0},
+    "upperlevel_weight_decay": {0.03, 0.02},
+}
+OTHERWISE = {  # file -> flag -> values that are not the default there
+    "benchmarks/selection_methods.py": PUBLISHED | {"canary_fraction": {0.5}},
+    "benchmarks/ours_step.py": PUBLISHED,  # timed beside the published step
+    "benchmarks/oracle.py": {"influence_step": {1e-3}},  # plain SGD's
+    "benchmarks/real_scores.py": {"influence_step": {1e-3}},  # an adapter's
+    "docs/method.md": {"selector_optim": {"adam"}, "stop_churn": {0.02}},
+    "docs/footguns.md": {
+        "selector_optim": {"adam"},
+        "upperlevel_weight": {1.0},
+        "upperlevel_weight_decay": {0.0},
+    },
+}
+for _model in ("llama3", "phi3", "pythia"):
+    OTHERWISE[f"examples/scripts/train_selector_{_model}.sh"] = PUBLISHED
+
+
+def stated(text: str) -> set[tuple[str, object]]:
+    """(flag, value) wherever a text gives a deciding flag: --flag 1, flag: 1, flag=1."""
+    text = re.sub(r"\\\n|\"\n\s*\"", " ", text)
+    names = "|".join(DECIDING)
+    found = re.findall(rf"\b({names})(?:=|:? )([\w.+-]*\w)", text)
+    values = set()
+    for name, word in found:
+        with contextlib.suppress(ValueError):  # a variable of that name
+            values.add((name, DECIDING[name].kind(word)))
+    return values
+
+
+def test_documents_examples_and_benchmarks_state_the_defaults():
+    told = ["README.md", "docs/*.md", "ckpt/*.md", "examples", "benchmarks/*.[mps][dyh]"]
+    listed = subprocess.run(["git", "ls-files", *told], cwd=ROOT, capture_output=True, text=True)
+    files = listed.stdout.splitlines()
+    assert {"README.md", "examples/scripts/quickstart.sh", "benchmarks/README.md"} <= {*files}
+    found = {file: stated((ROOT / file).read_text(encoding="utf-8")) for file in files}
+    others = {
+        (file, name, value)
+        for file, values in found.items()
+        for name, value in values
+        if value not in (DECIDING[name].default, *OTHERWISE.get(file, {}).get(name, ()))
+    }
+    assert others == set()
+    assert all(found[file] for file in OTHERWISE)  # they are read
+
+
+def test_the_quickstart_and_the_benchmarks_of_its_world_train_alike():
+    sys.path.append(str(ROOT / "benchmarks"))
+    import robustness
+    import selection
+    import selection_methods
+
+    text = (ROOT / "examples/scripts/quickstart.sh").read_text()
+    (demo,) = re.findall(r"^demo\)\n(.*?);;", text, flags=re.M | re.S)
+    own = dict(re.findall(r"([A-Z_]+)=([^\s(]+)", demo))
+    own["SHARED"] = re.search(r"SHARED=\((.*)\)", demo)[1]
+    parse, needed = cli.selector_parser().parse_args, NEEDED["train_sft_selector"]
+    quickstart = (
+        f"{own['SHARED']} --apply_chat_template --lr_scheduler constant "
+        f"--learning_rate {own['SCORE_RATE']} --max_epochs {own['LOOP_EPOCHS']}"
+    )
+    expected = vars(parse([*needed, *quickstart.split()]))
+    loop = f"{selection_methods.COMMON} {selection_methods.METHODS['penalty']} --zero_stage 2"
+    assert vars(parse([*needed, *loop.split()])) == expected
+    saving = f"{robustness.FLAGS} --max_epochs 3 --max_ckpt_num 3 --selector_estimator penalty"
+    assert vars(parse([*needed, *saving.split()])) == expected
+    assert selection.SFT_RATE == float(own["TUNE_RATE"])
+    assert f"TOPP:-{robustness.TOPP}}}" in text
+
+
+def test_a_default_in_python_is_the_flag_s():
+    trees = [ast.parse((ROOT / f"seal/cli/{script}.py").read_text()) for script in ALL_SCRIPTS]
+    defaults = {
+        (field.name, field.default)
+        for tree in trees
+        for cls in settings_filled(tree)
+        for field in fields(cls)
+        if field.default is not MISSING and field.name not in ("eval_steps", "save_steps")
+    }  # those two take 0 for never, see `cadence`
+    call = inspect.signature(seal.select).parameters.values()
+    defaults |= {(p.name, p.default) for p in call if p.default is not p.empty}
+    assert len(defaults) > 20
+    assert {(n, d) for n, d in defaults if d != FLAGS[n].default} == set()

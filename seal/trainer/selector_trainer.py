@@ -37,8 +37,8 @@ class SelectorPlan:
     max_epochs: int
     train_batch_size: int
     seed: int
-    upperlevel_weight: float = 0.9
-    upperlevel_weight_decay: float = 0.1
+    upperlevel_weight: float
+    upperlevel_weight_decay: float
     logging_steps: int = 1
     eval_steps: int = 0
     save_steps: int = 0
