@@ -69,15 +69,15 @@ class Words:
 
     Args:
         out: folder of the run.
+        units: its ledger.
         corpus: every row, as the run read them.
         sizes: of the run.
         resamples: of the bootstrap.
     """
 
-    def __init__(self, out: Path, corpus: Corpus, sizes: Sizes, resamples: int):
-        self.out, self.corpus, self.sizes, self.resamples = out, corpus, sizes, resamples
-        lines = (out / "units.jsonl").read_text().splitlines()
-        self.units = [json.loads(line) for line in lines]
+    def __init__(self, out: Path, units: list[dict], corpus: Corpus, sizes: Sizes, resamples: int):
+        self.out, self.units, self.corpus = out, units, corpus
+        self.sizes, self.resamples = sizes, resamples
         self.columns = dict(np.load(out / "columns.npz"))
         self.truths: dict[int, Truth] = {}
 
@@ -208,20 +208,22 @@ def main() -> int:
     add("--quick", action="store_true", help="the run was a quick one")
     add("--results", type=Path, default=RESULTS, help="folder to write")
     args = parser.parse_args()
-    units = [json.loads(line) for line in (args.out / "units.jsonl").read_text().splitlines()]
+    lines = (args.out / "units.jsonl").read_text().splitlines()
+    units = [json.loads(line) for line in lines]
     arms = [unit for unit in units if unit["unit"].startswith("arm/")]
     if arms:
         aligned = next(unit for unit in units if unit["unit"] == "align")
         write_json(args.results / "real_arms.json", [aligned, *arms])
         (args.results / "real_arms.md").write_text(arms_page(arms, aligned))
-    rows, max_len = read_corpus(args.data, args.quick)
-    corpus = Corpus(rows, get_tokenizer(args.pretrain), args.out, max_len, "corpus")
-    words = Words(args.out, corpus, QUICK if args.quick else Sizes(), args.resamples)
-    records = words.records()
-    write_json(args.results / "real_words.json", records)
-    page = words_page(records, references(words.truth(SEEDS[0]), args.resamples))
-    (args.results / "real_words.md").write_text(page)
-    print(page)
+    records = []
+    if any(unit["unit"].startswith(("words/", "loops/")) for unit in units):
+        rows, max_len = read_corpus(args.data, args.quick)
+        corpus = Corpus(rows, get_tokenizer(args.pretrain), args.out, max_len, "corpus")
+        words = Words(args.out, units, corpus, QUICK if args.quick else Sizes(), args.resamples)
+        records = words.records()
+        write_json(args.results / "real_words.json", records)
+        page = words_page(records, references(words.truth(SEEDS[0]), args.resamples))
+        (args.results / "real_words.md").write_text(page)
     print(json.dumps({"records": len(records), "arms": len(arms), "development": DEVELOPMENT}))
     return 0
 
