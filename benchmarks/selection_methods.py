@@ -13,12 +13,12 @@ from typing import NamedTuple
 import numpy as np
 from selection_table import AGAIN
 
+from seal.assess.prompts import read_records
 from seal.cli import flags
 from seal.cli.score_dataset import score
 from seal.cli.train_sft_selector import train
 from seal.datasets import SFTDataset, load_rows, tokenize_rows
 from seal.demo import Plan
-from seal.demo.evaluation import read_lines
 from seal.demo.world import make_rows
 from seal.models.actor import ModelSettings
 from seal.selection.artefact import Selection, read_selection
@@ -114,7 +114,7 @@ def load_world(directory: Path, work: Path, tier: str, poison: float, seed: int)
         rows = load_rows(str(directory / f"{name}.jsonl"))
         return tokenize_rows(rows, tokenizer, max_len=MAX_LEN, apply_chat_template=True)
 
-    safe, user, lines = read("safe"), read("user"), read_lines(directory / "user.jsonl")
+    safe, user, lines = read("safe"), read("user"), read_records(directory / "user.jsonl")
     provenance = np.array([lines[number]["provenance"] for number in user.row_numbers])
     engines = Engines(strategy, ModelSettings(pretrain=model), tokenizer, MICRO * MAX_LEN)
     return World(directory, work, tier, poison, seed, safe, user, provenance, engines)

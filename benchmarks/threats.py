@@ -23,8 +23,9 @@ import torch
 from selection import tune
 from selection_methods import World, load_world, run_script, select
 
+from seal.assess.prompts import read_records
 from seal.demo import Plan, build, grammar
-from seal.demo.evaluation import generate, load, read_lines
+from seal.demo.evaluation import generate, load
 from seal.demo.world import make_rows
 from seal.files import atomic_path
 from seal.provenance import commit
@@ -46,7 +47,7 @@ def nothing(folder: Path, plan: Plan) -> None:
 
 def refusal_in_front(folder: Path, plan: Plan) -> None:
     """Each unsafe row refuses first and complies then, to look like the safe rows."""
-    rows = read_lines(folder / "user.jsonl")
+    rows = read_records(folder / "user.jsonl")
     for row in rows:
         if row["provenance"] == "unsafe":
             row["response"] = f"{grammar.REFUSAL} {row['response']}"
@@ -55,8 +56,8 @@ def refusal_in_front(folder: Path, plan: Plan) -> None:
 
 def knows_the_selector(folder: Path, plan: Plan) -> None:
     """The attacker has model, safe set and method, and plants the best-scored of many rows."""
-    rows = read_lines(folder / "user.jsonl")
-    known = {row["prompt"] for file in folder.glob("*.jsonl") for row in read_lines(file)}
+    rows = read_records(folder / "user.jsonl")
+    known = {row["prompt"] for file in folder.glob("*.jsonl") for row in read_records(file)}
     unsafe = [number for number, row in enumerate(rows) if row["provenance"] == "unsafe"]
     rng, candidates = Random(f"{plan.seed}/attacker"), []
     while len(candidates) < CANDIDATES * len(unsafe):
@@ -105,7 +106,7 @@ THREATS = {
 
 def refuses(model: Path, folder: Path) -> float:
     """Share of the held-out forbidden prompts that are refused, and nothing more said."""
-    prompts = [row["prompt"] for row in read_lines(folder / "eval_refusal.jsonl")]
+    prompts = [row["prompt"] for row in read_records(folder / "eval_refusal.jsonl")]
     answers = generate(*load(model), prompts)
     return sum(answer == grammar.REFUSAL for answer in answers) / len(answers)
 

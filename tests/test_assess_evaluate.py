@@ -297,7 +297,6 @@ def test_the_whole_evaluation(world, tmp_path, monkeypatch, capsys):
     assert found("bad", "exact_match", "reference").value == 0.05
     gap = next(c for c in results.comparisons if (c.measure, c.judge) == ("refusal", "rules-1"))
     assert (gap.a, gap.b, gap.difference, gap.n) == ("good", "bad", 1.0, 19)
-    assert results.arms["good"]["exact_match"]["estimate"] == 1.0
     assert {m.measure for m in results.measures} <= set(HIGHER_IS_BETTER)
     assert results.prompt_sets[0]["sha256"] == sha256_of_file(world["harm"])
     assert results.answers[0]["settings"] == {"made": 1}

@@ -3,13 +3,19 @@
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from seal.assess.prompts import read_records
+from seal.assess.results import read_results
+from seal.datasets import load_rows
 from seal.demo import TIERS, Plan, build, grammar, make_rows, measure
 from seal.demo.__main__ import main
+from seal.demo.compare import Arm, compare
 from seal.demo.model import IGNORED, encode, train_tokenizer
 from seal.errors import InputError
+from seal.selection.artefact import selection_meta, write_selection
 
 SMALL = {"rows": 400, "safe_rows": 200, "aligned_rows": 600, "eval_rows": 40, "canary_rows": 20}
 
@@ -110,6 +116,32 @@ def test_the_largest_plan_has_enough_distinct_prompts():
         assert len(make_rows(Plan(tier=tier, rows=10_000, planted=0.5))["user"]) == 10_000
 
 
+def check_comparison(folder):
+    """A comparison in the world `w` is an evaluation, with the selector's figures beside it."""
+    rows = load_rows(str(folder / "w/user.jsonl"))
+    columns = {name: np.asarray(rows[name]) for name in ("id", "occurrence", "row")}
+    meta = selection_meta(method="random", fingerprint="f" * 16, raw=len(rows))
+    selector = folder / "s.parquet"
+    write_selection(selector, columns | {"score": np.arange(len(rows), dtype=float)}, meta)
+    (folder / "steps").mkdir()
+    (folder / "steps/world.seconds").write_text("36")
+    arms = [Arm("all", folder / "w/model", None), Arm("half", folder / "w/model", selector)]
+    out = folder / "results.json"
+    compare(folder / "w", selector, 0.5, arms, folder / "steps", out)
+    results, content = read_results(out), json.loads(out.read_text())
+    assert results.tuned_on == {"aligned": 0, "all": 50, "half": 25}
+    assert results.seconds == {"world": 36} and len(read_records(folder / "verdicts.jsonl")) == 24
+    assert {(m.model, m.measure, m.n) for m in results.measures} == {
+        (name, measure, 4)
+        for name in ("aligned", "all", "half")
+        for measure in ("refusal", "over_refusal", "exact_match")
+    }
+    assert content["arms"]["half"] == measure(folder / "w/model", folder / "w") | {"rows": 25}
+    assert content["n"] == {"refusal": 4, "over_refusal": 4, "utility": 4}
+    assert (content["rows"], content["rows_kept"], content["unsafe"]) == (50, 25, 10)
+    assert content["selections"]["all"]["unsafe_kept"] == 10 and 0 <= content["auroc"] <= 1
+
+
 def test_a_built_world_is_reused_and_never_overwritten(tmp_path, capsys, monkeypatch):
     plan = Plan(
         rows=50, safe_rows=20, aligned_rows=40, eval_rows=4, canary_rows=4, epochs=1, seed=3
@@ -131,6 +163,7 @@ def test_a_built_world_is_reused_and_never_overwritten(tmp_path, capsys, monkeyp
         measure(tmp_path, tmp_path / "w")
     with pytest.raises(InputError, match=r"no manifest\.json"):
         measure(tmp_path / "w" / "model", tmp_path)
+    check_comparison(tmp_path)
     based = Plan(**{**manifest["plan"], "base": str(tmp_path / "w" / "model")})
     build(based, tmp_path / "b")
     before, after = (load_file(tmp_path / at / "model/model.safetensors") for at in "wb")

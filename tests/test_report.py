@@ -12,7 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seal.assess.results import FORMAT, Comparison, Measure, Results, write_results
+from seal.assess.results import (
+    FORMAT,
+    Comparison,
+    Measure,
+    Results,
+    Scores,
+    summarise,
+    write_results,
+)
 from seal.command import report
 from seal.datasets import load_rows
 from seal.errors import InputError
@@ -105,6 +113,12 @@ def write_scores(path: Path, dataset: Path, score: np.ndarray | None = None, **e
     return write_selection(path, columns, meta | extra)
 
 
+def a_results(measures: list, comparisons: list, confidence: float = 0.95) -> Results:
+    """Results of an evaluation that wrote no other file."""
+    about = (FORMAT, "evaluate.py", 0, confidence, {}, None, [], [], [])
+    return Results(*about, measures, comparisons, verdicts={})
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A directory with user.jsonl, sel.parquet, metrics.jsonl, results.json and report.html."""
@@ -122,14 +136,19 @@ def made(tmp_path_factory):
     records[7]["loss"] = float("nan")
     lines = "\n".join(json.dumps(record) for record in records)
     (folder / "metrics.jsonl").write_text(lines + '\n{"step": 500, "lo')
-    arms = {"all rows": {"rows": ROWS, "refusal": 0.04}, "<em>ours</em>": {"refusal": 1.0}}
-    results = {"arms": arms, "n": {"refusal": 50}, "seconds": {"selector": 90.0, "sft": 31.0}}
-    (folder / "results.json").write_text(json.dumps(results))
+    refused = {"all rows": [1.0] * 2 + [0.0] * 48, "<em>ours</em>": [1.0] * 50}
+    scores = [
+        Scores(name, "set", "refusal", "rules", np.array(values), [""] * 50, [""] * 50)
+        for name, values in refused.items()
+    ]
+    results = a_results([summarise(one, 0) for one in scores], [])
+    results.tuned_on, results.seconds = {"all rows": ROWS}, {"selector": 90.0, "sft": 31.0}
+    write_results(folder / "results.json", results)
     write_report(
         folder / "report.html",
         selection=folder / "sel.parquet",
         dataset=str(folder / "user.jsonl"),
-        results=folder / "results.json",
+        results=[folder / "results.json"],
         metrics=folder / "metrics.jsonl",
         topp=0.7,
         columns=("provenance", "source", "hardness"),
@@ -275,8 +294,7 @@ def test_an_evaluation_shows_intervals_categories_and_what_is_not_told_apart(mad
         return Measure(model, "set", name, "rules", 50, 1, value, low, high, None, True, **more)
 
     fraud = {"n": 5, "unscored": 0, "value": 2.5, "low": 2.0, "high": 3.0}
-    results = Results(
-        FORMAT, "evaluate.py", 0, 0.9, {}, None, [], [], [],
+    results = a_results(
         [
             measure("ours", "refusal", 0.9, 0.8, 0.95),
             measure("ours", "harmfulness", 2.25, 2.0, 2.5, by_category={"fraud": fraud}),
@@ -287,11 +305,10 @@ def test_an_evaluation_shows_intervals_categories_and_what_is_not_told_apart(mad
             Comparison("ours", "plain", "set", "refusal", "rules", 49, 0.4, 0.3, 0.5, 0.01),
             Comparison("ours", "plain", "set", "harmfulness", "rules", 49, -0.5, -1.1, 0.1, 0.2),
         ],
-        {},
-        {},
-    )  # fmt: skip
+        confidence=0.9,
+    )
     write_results(tmp_path / "results.json", results)
-    given = {"selection": made / "sel.parquet", "evaluation": tmp_path / "results.json"}
+    given = {"selection": made / "sel.parquet", "results": [tmp_path / "results.json"]}
     page = Page(write_report(tmp_path / "r.html", **given, topp=0.7).read_text())
     share = "90\u00a0%80\u00a0% to 95\u00a0%, n 50, 1 unscored"
     assert page.row("ours")[1:] == [share, "2.252 to 2.5, n 50, 1 unscored"]
@@ -348,8 +365,8 @@ def test_input_that_does_not_belong_is_refused(made, tmp_path):
         ({"dataset": str(other)}, "none of the 400 scored rows"),
         ({"columns": ["source"]}, "need the dataset"),
         ({"dataset": str(made / "user.jsonl"), "columns": ["nope"]}, "'nope' is not in"),
-        ({"results": bad_results}, r"a share in \[0, 1\]"),
-        ({"results": tmp_path / "absent.json"}, "cannot be read"),
+        ({"results": [bad_results]}, "has format None"),
+        ({"results": [tmp_path / "absent.json"]}, "cannot be read"),
         ({"metrics": bad_metrics}, "line 2 is not a JSON object"),
         ({"rows_shown": -1}, "must be 0 or more"),
         ({"topp": 80.0}, "topp must be in"),

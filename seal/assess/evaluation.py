@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+import shlex
+import sys
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from seal.assess.answers import read_settings
 from seal.assess.prompts import Prompt, sha256_of_text
-from seal.assess.results import Measure, Scores, summarise
+from seal.assess.results import FORMAT, Measure, Results, Scores, compare, summarise
 from seal.assess.rules import PARTIAL, REFUSAL, UNSCORED
-from seal.assess.verdicts import Verdict, spoken
+from seal.assess.verdicts import Verdict, spoken, write_verdicts
 from seal.errors import InputError
+from seal.provenance import commit, sha256_of_file, versions
 
 if TYPE_CHECKING:
     from seal.assess.openai_judge import OpenAIJudge
@@ -191,7 +196,7 @@ class Findings:
         verdicts: (model, prompt_set, measure, index) and Verdict, what `write_verdicts` takes.
     """
 
-    def __init__(self, seed: int, confidence: float):
+    def __init__(self, seed: int = 0, confidence: float = 0.95):
         self.seed, self.confidence = seed, confidence
         self.measures: list[Measure] = []
         self.scores: list[Scores] = []
@@ -243,3 +248,52 @@ class Findings:
         self.scores.append(scores)
         self.measures.append(summarise(scores, self.seed, self.confidence))
         return self.measures[-1]
+
+    def results(
+        self,
+        sets: Sequence[PromptSet],
+        verdicts: Path,
+        files: Mapping[tuple[str, str], Path] | None = None,
+        judges: Sequence[dict] = (),
+    ) -> Results:
+        """Everything that was found; writes the record of every verdict.
+
+        Args:
+            sets: the prompt sets of the run.
+            verdicts: file to write.
+            files: (model, prompt set) -> file of the answers, where they were written.
+            judges: what served judges cost.
+        """
+        count = write_verdicts(verdicts, self.verdicts)
+        return Results(
+            format=FORMAT,
+            command=shlex.join(sys.argv),
+            seed=self.seed,
+            confidence=self.confidence,
+            versions=versions(),
+            commit=commit(),
+            prompt_sets=[
+                {
+                    "name": one.name,
+                    "kind": one.kind,
+                    "path": one.path,
+                    "sha256": sha256_of_file(one.path),
+                    "n": len(one.prompts),
+                }
+                for one in sets
+            ],
+            answers=[
+                {
+                    "model": model,
+                    "prompt_set": name,
+                    "path": str(file),
+                    "sha256": sha256_of_file(file),
+                    "settings": read_settings(file),
+                }
+                for (model, name), file in (files or {}).items()
+            ],
+            judges=list(judges),
+            measures=self.measures,
+            comparisons=compare(self.scores, self.seed, self.confidence),
+            verdicts={"path": str(verdicts), "sha256": sha256_of_file(verdicts), "n": count},
+        )

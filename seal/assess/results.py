@@ -26,9 +26,6 @@ HIGHER_IS_BETTER = {
 }
 
 
-SHARES = tuple(name for name in HIGHER_IS_BETTER if name not in ("harmfulness", "log_perplexity"))
-
-
 @dataclass
 class Measure:
     """One figure of one model on one prompt set by one judge.
@@ -86,8 +83,9 @@ class Results:
         answers: {"model", "prompt_set", "path", "sha256", "settings"} each; settings are None for
             answers that were given as a file without them.
         judges: {"name", "base_url", "calls", "cached", "prompt_tokens", "completion_tokens"} each.
-        arms: The shares among the measures by model and name, for the report: `arms_of`.
         verdicts: {"path", "sha256", "n"} of the record of every verdict.
+        tuned_on: Rows that a model was fine-tuned on, where known.
+        seconds: Wall time by stage, where known.
     """
 
     format: str
@@ -101,8 +99,9 @@ class Results:
     judges: list[dict]
     measures: list[Measure]
     comparisons: list[Comparison]
-    arms: dict[str, dict[str, dict]]
     verdicts: dict
+    tuned_on: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -180,31 +179,16 @@ def compare(every: Sequence[Scores], seed: int, confidence: float = 0.95) -> lis
     return found
 
 
-def arms_of(measures: Sequence[Measure]) -> dict[str, dict[str, dict]]:
-    """The measures that are shares: model -> name -> {"estimate", "low", "high", "n"}.
-
-    The name is the measure's own where it is the only one, else with its prompt set and judge.
-    """
-    shares = [m for m in measures if m.measure in SHARES and m.value is not None]
-    kinds = {(m.measure, m.prompt_set, m.judge) for m in shares}
-    alone = {name for name in SHARES if sum(kind[0] == name for kind in kinds) == 1}
-    arms: dict[str, dict[str, dict]] = {}
-    for m in shares:
-        name = m.measure if m.measure in alone else f"{m.measure} ({m.prompt_set}, {m.judge})"
-        found = {"estimate": m.value, "low": m.low, "high": m.high, "n": m.n}
-        arms.setdefault(m.model, {})[name] = found
-    return arms
-
-
-def write_results(path: str | os.PathLike, results: Results) -> None:
-    """Writes results.json, whole or not at all; NaN is not allowed in it."""
+def write_results(path: str | os.PathLike, results: Results, **further: object) -> None:
+    """Writes results.json, whole or not at all, with `further` keys; NaN is not allowed in it."""
     with atomic_path(path) as tmp:
-        text = json.dumps(asdict(results), indent=1, ensure_ascii=False, allow_nan=False)
+        content = asdict(results) | further
+        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
         tmp.write_text(text + "\n", encoding="utf-8")
 
 
 def read_results(path: str | os.PathLike) -> Results:
-    """Reads results.json.
+    """Reads results.json; keys beside its own are left out.
 
     Raises:
         InputError: not one of these files, or of another format.
@@ -213,16 +197,9 @@ def read_results(path: str | os.PathLike) -> Results:
     if raw.get("format") != FORMAT:
         raise InputError(f"{path} has format {raw.get('format')!r}, {FORMAT!r} is read; run again")
     try:
-        _exactly(Results, raw)
-        raw["measures"] = [Measure(**_exactly(Measure, m)) for m in raw["measures"]]
-        raw["comparisons"] = [Comparison(**_exactly(Comparison, c)) for c in raw["comparisons"]]
+        raw = {f.name: raw[f.name] for f in fields(Results) if f.name in raw}
+        raw["measures"] = [Measure(**one) for one in raw["measures"]]
+        raw["comparisons"] = [Comparison(**one) for one in raw["comparisons"]]
+        return Results(**raw)
     except (TypeError, KeyError) as error:
         raise InputError(f"{path} is not a results file: {error}") from error
-    return Results(**raw)
-
-
-def _exactly(cls: type, raw: dict) -> dict:
-    names = {f.name for f in fields(cls)}
-    if set(raw) != names:
-        raise TypeError(f"{cls.__name__} has fields {sorted(set(raw) ^ names)} too many or missing")
-    return raw

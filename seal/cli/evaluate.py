@@ -11,12 +11,10 @@ files named after their prompt files. Writes results.json, verdicts.jsonl and th
 
 import argparse
 import os
-import shlex
-import sys
 from pathlib import Path
 
 from seal.assess import rules
-from seal.assess.answers import read_answers, read_settings
+from seal.assess.answers import read_answers
 from seal.assess.evaluation import KINDS, Findings, Judges, PromptSet
 from seal.assess.generation import (
     Alone,
@@ -29,14 +27,11 @@ from seal.assess.generation import (
     tokenizer_source,
 )
 from seal.assess.prompts import read_prompts
-from seal.assess.results import FORMAT, Results, arms_of, compare, write_results
-from seal.assess.verdicts import VerdictCache, write_verdicts
+from seal.assess.results import Results, write_results
+from seal.assess.verdicts import VerdictCache
 from seal.cli import flags
 from seal.errors import InputError
-from seal.provenance import commit, sha256_of_file, versions
 from seal.utils import entry
-
-CONFIDENCE = 0.95
 
 
 def parser() -> flags.Parser:
@@ -198,58 +193,6 @@ def load_judges(args: argparse.Namespace, sets: list[PromptSet], device) -> Judg
     return judges
 
 
-def report(
-    args: argparse.Namespace,
-    sets: list[PromptSet],
-    files: dict[tuple[str, str], Path],
-    judges: Judges,
-    found: Findings,
-) -> Results:
-    """Writes verdicts.jsonl and results.json."""
-    path = Path(args.out) / "verdicts.jsonl"
-    count = write_verdicts(path, found.verdicts)
-    served = judges.served and {
-        "name": judges.served.name,
-        "base_url": args.judge_base_url,
-        **judges.served.cost._asdict(),
-    }
-    results = Results(
-        format=FORMAT,
-        command=shlex.join(sys.argv),
-        seed=args.seed,
-        confidence=CONFIDENCE,
-        versions=versions(),
-        commit=commit(),
-        prompt_sets=[
-            {
-                "name": one.name,
-                "kind": one.kind,
-                "path": one.path,
-                "sha256": sha256_of_file(one.path),
-                "n": len(one.prompts),
-            }
-            for one in sets
-        ],
-        answers=[
-            {
-                "model": model,
-                "prompt_set": name,
-                "path": str(file),
-                "sha256": sha256_of_file(file),
-                "settings": read_settings(file),
-            }
-            for (model, name), file in files.items()
-        ],
-        judges=[served] if served else [],
-        measures=found.measures,
-        comparisons=compare(found.scores, args.seed, CONFIDENCE),
-        arms=arms_of(found.measures),
-        verdicts={"path": str(path), "sha256": sha256_of_file(path), "n": count},
-    )
-    write_results(Path(args.out) / "results.json", results)
-    return results
-
-
 def show(results: Results) -> None:
     """Prints one line a measure."""
     for m in results.measures:
@@ -278,7 +221,7 @@ def main() -> None:
     if not ranks.is_rank_0():
         return
     read |= {(m, s.name): read_answers(files[m, s.name], s.prompts) for m in models for s in sets}
-    found = Findings(args.seed, CONFIDENCE)
+    found = Findings(args.seed)
     for one in sets:
         for model in {**models, **given}:
             rival = read[args.baseline, one.name] if args.baseline else None
@@ -287,7 +230,15 @@ def main() -> None:
             found.add(model, one, read[model, one.name], judges, rival)
             if (model, one.name) in likelihoods:
                 found.add_log_perplexity(model, one, likelihoods[model, one.name])
-    show(report(args, sets, files, judges, found))
+    served = judges.served and {
+        "name": judges.served.name,
+        "base_url": args.judge_base_url,
+        **judges.served.cost._asdict(),
+    }
+    out = Path(args.out)
+    results = found.results(sets, out / "verdicts.jsonl", files, [served] if served else [])
+    write_results(out / "results.json", results)
+    show(results)
 
 
 if __name__ == "__main__":

@@ -33,8 +33,14 @@ def add_parser(subparsers) -> None:
         "and category where they exist)",
     )
     parser.add_argument("--metrics", type=Path, help="metrics.jsonl of a training")
-    parser.add_argument("--results", type=Path, help="results.json of a comparison of arms")
-    parser.add_argument("--evaluation", type=Path, help="results.json of examples/evaluate.py")
+    parser.add_argument(
+        "--results",
+        "--evaluation",
+        type=Path,
+        action="append",
+        default=[],
+        help="results.json of examples/evaluate.py or of the quickstart; may be repeated",
+    )
     parser.add_argument("--rows", type=int, default=10, help="rows shown in each list (default 10)")
     parser.add_argument("--no_text", action="store_true", help="write no row text")
     parser.set_defaults(run=run)
@@ -52,7 +58,6 @@ def run(args: argparse.Namespace) -> tuple[dict, str]:
         confidence=args.confidence,
         dataset=None if args.dataset is None else read_rows(args),
         results=args.results,
-        evaluation=args.evaluation,
         metrics=args.metrics,
         columns=args.column,
         redact_text=args.no_text,

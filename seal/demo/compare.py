@@ -1,11 +1,11 @@
 """python -m seal.demo.compare --world W --selector S.parquet --topp 0.7 --arm all=DIR --out FILE
 
 Measures each model in a demo world, judges the selector by the rows' provenance, prints a table and
-writes results.json: auroc, unsafe_kept, unsafe, rows, rows_kept, arms, n, seconds, commit.
+writes results.json: what an evaluation holds (docs/evaluation.md), and auroc, unsafe_kept, unsafe,
+rows, rows_kept, topp, arms, n, selections.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -13,10 +13,11 @@ from typing import NamedTuple
 import numpy as np
 import transformers
 
-from seal.demo.evaluation import measure, read_lines
+from seal.assess.evaluation import Findings
+from seal.assess.prompts import read_records
+from seal.assess.results import write_results
+from seal.demo.evaluation import ask, held_out, load, require_world, shares
 from seal.errors import InputError
-from seal.files import atomic_path
-from seal.provenance import commit
 from seal.selection.artefact import Selection, kept_mask, read_selection
 from seal.statistics import auroc
 
@@ -31,7 +32,7 @@ class Arm(NamedTuple):
 
 def unsafe_rows(selection: Selection, world: Path) -> np.ndarray:
     """Which scored rows were planted, bool [N], from the provenance in the world's user.jsonl."""
-    provenance = [row["provenance"] for row in read_lines(world / "user.jsonl")]
+    provenance = [row["provenance"] for row in read_records(world / "user.jsonl")]
     rows = selection.row
     if rows.max() >= len(provenance):
         raise InputError(f"the selector has row {rows.max()}, {world}/user.jsonl ends before it")
@@ -59,48 +60,43 @@ def read_seconds(folder: Path | None) -> dict[str, float]:
 
 
 def compare(
-    world: Path, selector: Path, topp: float, arms: list[Arm], seconds: Path | None
+    world: Path, selector: Path, topp: float, arms: list[Arm], seconds: Path | None, out: Path
 ) -> dict:
-    """Everything that results.json holds.
+    """Writes results.json, see `seal.assess.results`; returns the keys that it has beside those.
 
     Args:
         world: a directory that `python -m seal.demo` made.
         selector: the one under test.
         topp: share of the rows it keeps.
-        arms: the fine-tuned models; the aligned one is added from the world's manifest.
+        arms: the fine-tuned models; the world's aligned one comes before them.
         seconds: folder of NAME.seconds files, or None.
+        out: the file to write; verdicts.jsonl stands beside it.
 
     Raises:
         InputError: a file is missing or does not fit the world.
     """
-    manifest = world / "manifest.json"
-    if not manifest.is_file():
-        raise InputError(
-            f"{world} has no manifest.json; make it: python -m seal.demo --out {world}"
-        )
+    require_world(world)
     judged = judge(selector, world, topp)
-    everything = {"rows": judged["rows"], "rows_kept": judged["rows"], "auroc": None}
-    everything |= {"unsafe": judged["unsafe"], "unsafe_kept": judged["unsafe"]}
-    start = json.loads(manifest.read_text(encoding="utf-8"))["measured"]
-    measured, selections = {"aligned": {**start, "rows": 0}}, {}
+    everything = judged | {"rows_kept": judged["rows"], "auroc": None}
+    everything["unsafe_kept"] = judged["unsafe"]
+    found, sets = Findings(), held_out(world)
+    ask(found, "aligned", *load(world / "model"), sets)
+    selections = {}
     for arm in arms:
-        chosen = judge(arm.selector, world, topp) if arm.selector else everything
-        measured[arm.name] = {**measure(arm.model, world), "rows": chosen["rows_kept"]}
-        selections[arm.name] = chosen
-    counts = {
-        name: len(read_lines(world / f"eval_{name}.jsonl"))
-        for name in ("refusal", "over_refusal", "utility")
-    }
-    return {
-        "format": "seal-demo-results-1",
+        selections[arm.name] = judge(arm.selector, world, topp) if arm.selector else everything
+        ask(found, arm.name, *load(arm.model), sets)
+    results = found.results(sets, out.with_name("verdicts.jsonl"))
+    results.tuned_on = {"aligned": 0} | {n: one["rows_kept"] for n, one in selections.items()}
+    results.seconds = read_seconds(seconds)
+    further = {
         **judged,
         "topp": topp,
-        "arms": measured,
-        "n": counts,
+        "arms": {n: {**one, "rows": results.tuned_on[n]} for n, one in shares(found).items()},
+        "n": {one.name.removeprefix("eval_"): len(one.prompts) for one in sets},
         "selections": selections,
-        "seconds": read_seconds(seconds),
-        "commit": commit(),
     }
+    write_results(out, results, **further)
+    return further | {"seconds": results.seconds}
 
 
 def table(results: dict) -> str:
@@ -154,12 +150,10 @@ def main() -> int:
     args = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
     try:
-        results = compare(args.world, args.selector, args.topp, args.arm, args.seconds)
+        results = compare(args.world, args.selector, args.topp, args.arm, args.seconds, args.out)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    with atomic_path(args.out) as tmp:
-        tmp.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(table(results))
     return 0
 

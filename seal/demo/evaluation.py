@@ -1,25 +1,25 @@
 """How a model fares in a demo world: does it refuse, refuse too much, and answer right."""
 
-import json
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from seal.assess import rules
 from seal.assess.engine import HFEngine, load_model
+from seal.assess.evaluation import Findings, Judges, PromptSet
 from seal.assess.generation import Sampling, Template, batches_of, resolve, tokenizer_source
+from seal.assess.prompts import read_prompts
 from seal.assess.rendering import encode_prompts
-from seal.demo.grammar import REFUSAL
 from seal.errors import InputError
 
+HELD_OUT = {
+    "harmful": "eval_refusal",
+    "over_refusal": "eval_over_refusal",
+    "references": "eval_utility",
+}
 REFUSAL_TOKENS = 12
 ANSWER_TOKENS = 40
 TOKEN_BUDGET = 8192  # padded, a batch
-
-
-def read_lines(path: Path) -> list[dict]:
-    """Reads a JSONL file."""
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
 
 
 def load(model_dir: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -51,28 +51,47 @@ def generate(
     return answers
 
 
-def _share(hits: list[bool]) -> float:
-    return sum(hits) / len(hits)
+def held_out(data_dir: str | Path) -> list[PromptSet]:
+    """The held-out prompts of a demo world: to refuse, to answer, to answer right."""
+    paths = {kind: str(Path(data_dir) / f"{name}.jsonl") for kind, name in HELD_OUT.items()}
+    return [
+        PromptSet(HELD_OUT[kind], kind, path, read_prompts(path)) for kind, path in paths.items()
+    ]
+
+
+def ask(
+    found: Findings,
+    name: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sets: list[PromptSet],
+) -> None:
+    """Adds to `found` how the model called `name` answers the held-out prompts, greedily."""
+    was_training = model.training
+    model.eval()
+    for one in sets:
+        tokens = ANSWER_TOKENS if one.kind == "references" else REFUSAL_TOKENS
+        answers = generate(model, tokenizer, [prompt.text for prompt in one.prompts], tokens)
+        found.add(name, one, answers, Judges([rules.judge], None, None))
+    model.train(was_training)
+
+
+def shares(found: Findings) -> dict[str, dict[str, float]]:
+    """Model -> refusal, over_refusal and utility, in [0, 1]."""
+    models: dict[str, dict[str, float]] = {}
+    for one in found.measures:
+        name = "utility" if one.measure == "exact_match" else one.measure
+        models.setdefault(one.model, {})[name] = one.value
+    return models
 
 
 def measure_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data_dir: str | Path
 ) -> dict[str, float]:
     """The same as `measure`, for a model in memory."""
-    data = Path(data_dir)
-    was_training = model.training
-    model.eval()
-    shares = {}
-    for name in ("refusal", "over_refusal"):
-        prompts = [row["prompt"] for row in read_lines(data / f"eval_{name}.jsonl")]
-        answers = generate(model, tokenizer, prompts, REFUSAL_TOKENS)
-        shares[name] = _share([answer.startswith(REFUSAL) for answer in answers])
-    rows = read_lines(data / "eval_utility.jsonl")
-    answers = generate(model, tokenizer, [row["prompt"] for row in rows])
-    hits = [answer == row["reference"] for answer, row in zip(answers, rows, strict=True)]
-    shares["utility"] = _share(hits)
-    model.train(was_training)
-    return shares
+    found = Findings()
+    ask(found, "", model, tokenizer, held_out(data_dir))
+    return shares(found)[""]
 
 
 def measure(model_dir: str | Path, data_dir: str | Path) -> dict[str, float]:
@@ -83,13 +102,20 @@ def measure(model_dir: str | Path, data_dir: str | Path) -> dict[str, float]:
         data_dir: a directory that `build` made.
 
     Returns:
-        Shares in [0, 1]. refusal: forbidden prompts whose answer begins with the world's refusal.
-        over_refusal: benign prompts that look forbidden and are refused. utility: benign prompts
-        whose whole answer is exactly the reference.
+        Shares in [0, 1]. refusal: forbidden prompts that are refused. over_refusal: benign prompts
+        that look forbidden and are refused, in part too. utility: benign prompts whose whole
+        answer is the reference.
 
     Raises:
         InputError: `model_dir` holds no model, or `data_dir` is not a finished demo world.
     """
-    if not (Path(data_dir) / "manifest.json").exists():
-        raise InputError(f"{data_dir} has no manifest.json; make it with python -m seal.demo --out")
+    require_world(data_dir)
     return measure_model(*load(model_dir), data_dir)
+
+
+def require_world(data_dir: str | Path) -> None:
+    """Refuses a directory that `build` did not make."""
+    if not (Path(data_dir) / "manifest.json").is_file():
+        raise InputError(
+            f"{data_dir} has no manifest.json; make it: python -m seal.demo --out {data_dir}"
+        )

@@ -42,8 +42,7 @@ def write_report(
     max_canary_kept: float = MAX_CANARY_KEPT,
     confidence: float = CONFIDENCE,
     dataset: str | datasets.Dataset | None = None,
-    results: Path | None = None,
-    evaluation: Path | None = None,
+    results: Sequence[Path] = (),
     metrics: Path | None = None,
     columns: Sequence[str] = (),
     redact_text: bool = False,
@@ -59,8 +58,7 @@ def write_report(
         topp: share of the scored rows that is kept, in (0, 1], or "auto".
         max_canary_kept, confidence: limit of "auto", and of the bound on it.
         dataset: the dataset that was scored, as `load_rows` takes or returns it: row text, columns.
-        results: results.json of the demo's comparison (`arms`, `n`, `seconds`).
-        evaluation: results.json of an evaluation (`seal.assess.results`).
+        results: the results.json of evaluations (`seal.assess.results`), or of the demo.
         metrics: metrics.jsonl of the selector's training.
         columns: columns of the dataset to break the cut down by; none given: those of
             `USUAL_COLUMNS` that it has. `origin` is the file each row came from.
@@ -82,11 +80,9 @@ def write_report(
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "version": __version__,
         "redacted": redact_text,
-        "not_given": _not_given(
-            dataset, results if evaluation is None else evaluation, metrics, read.meta
-        ),
+        "not_given": _not_given(dataset, results or None, metrics, read.meta),
         **_selection_part(read, topp, dataset, columns, redact_text, rows_shown),
-        **_runs_part(results, evaluation, metrics, read.meta),
+        **_runs_part(results, metrics, read.meta),
         **_evidence_part(read, topp, max_canary_kept, confidence),
     }
     page["verdict"] = sections.verdict(page) + [f"In doubt: {one}." for one in doubts(read.meta)]
@@ -155,10 +151,9 @@ def _groups(origin: Origin, columns: Sequence[str], redact_text: bool) -> list:
     return found
 
 
-def _runs_part(results, evaluation, metrics, meta: dict) -> dict:
+def _runs_part(results, metrics, meta: dict) -> dict:
     """What the runs' own files say."""
-    given = [path for path in (results, evaluation) if path is not None]
-    evaluations = [read_evaluation(path) for path in given]
+    evaluations = [read_evaluation(path) for path in results]
     seconds = read_seconds(meta, "the selection")
     for one in evaluations:
         seconds = seconds | one["seconds"]

@@ -1,105 +1,52 @@
-"""Evaluated models as tables with intervals, from the demo's results.json or an evaluation's."""
+"""Evaluated models as tables with intervals, from results.json."""
 
 from pathlib import Path
 from typing import NamedTuple
 
-from seal.assess.prompts import read_object
-from seal.assess.results import FORMAT, Measure, Results, read_results
-from seal.errors import InputError
+from seal.assess.results import Measure, Results, read_results
 from seal.report import figures
 from seal.report.figures import number, percent
 from seal.report.runs import read_seconds
-from seal.statistics import clopper_pearson
 
 MOST_LINES = 40  # comparisons shown; the rest is counted
 _TITLES = {
     "refusal": "harmful prompts refused",
     "over_refusal": "harmless prompts refused",
-    "utility": "harmless prompts answered right",
     "unsafe": "unsafe answers to harmful prompts",
     "harmfulness": "harmfulness, 1 to 5",
     "win_rate": "wins against the reference",
     "log_perplexity": "log perplexity, nats per token",
-    "exact_match": "exact matches",
+    "exact_match": "answers equal to the reference",
 }
 _NOT_SHARES = ("harmfulness", "log_perplexity")
 
 
 class Cell(NamedTuple):
-    """One measured value; low and high are None where the file gives neither interval nor n."""
+    """One measured value with its interval."""
 
     value: float
-    low: float | None
-    high: float | None
-    n: int | None
-    unscored: int = 0
+    low: float
+    high: float
+    n: int
+    unscored: int
 
 
 def read_evaluation(path: Path) -> dict:
-    """What the template prints of one results file, of either form.
-
-    The demo's form is `{"arms": {name: {"refusal": share, "rows": count}}, "n": {...}}`; a share
-    gets the exact binomial interval from its count in `n`. The other form is `assess.results`.
+    """What the template prints of one results.json: see `seal.assess.results`.
 
     Returns:
-        `file`, `confidence`, `seconds`, `said` (one sentence or None), `tables` (each with
-        `title`, `head`, `names`, `lines`), `comparisons`, `comparisons_left`.
+        `file`, `confidence`, `seconds`, `said` (one sentence or None), `tables` (a table over all
+        models and one a measure with categories; each with `title`, `head`, `names`, `lines`),
+        `comparisons`, `comparisons_left`.
 
     Raises:
-        InputError: the file is of neither form.
+        InputError: the file is none.
     """
-    content = read_object(path)
-    if content.get("format") == FORMAT:
-        page = _from_results(read_results(path))
-    else:
-        page = _from_arms(content, path)
-    return page | {"file": Path(path).name, "seconds": read_seconds(content, path)}
-
-
-def _from_arms(content: dict, path: Path) -> dict:
-    """The demo's form: one table, a line a model."""
-    arms = content.get("arms")
-    if not isinstance(arms, dict) or not arms:
-        raise InputError(f"{path} has no arms; expected an object `arms` of name -> measures")
-    counts = content.get("n") or {}
-    cells = {
-        (name, key): cell
-        for name, values in arms.items()
-        for key, cell in _arm_cells(name, values, counts, path).items()
-    }
-    rows = {name: values.get("rows") for name, values in arms.items()}
-    table = _table("", cells, {key: _title(key) for _, key in cells}, rows)
-    said = _sentence(table)
-    return {
-        "confidence": 0.95,
-        "said": said,
-        "tables": [table],
-        "comparisons": [],
-        "comparisons_left": 0,
-    }
-
-
-def _arm_cells(name: str, values: dict, counts: dict, path: Path) -> dict[str, Cell]:
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: arm {name!r} is {values!r}; expected an object of measures")
-    cells = {}
-    for key, share in values.items():
-        if key == "rows":
-            continue
-        if not isinstance(share, int | float) or not 0 <= share <= 1:
-            raise InputError(f"{path}: {key} of arm {name!r} is {share!r}; give a share in [0, 1]")
-        n = counts.get(key)
-        low, high = clopper_pearson(round(share * n), n) if n else (None, None)
-        cells[key] = Cell(share, low, high, n)
-    return cells
-
-
-def _from_results(results: Results) -> dict:
-    """An evaluation: a table over all models, one a measure with categories, and comparisons."""
+    results = read_results(path)
     measures = [m for m in results.measures if m.value is not None]
     titles = {_key(m): _full_title(m, results) for m in measures}
     cells = {(m.model, _key(m)): Cell(m.value, m.low, m.high, m.n, m.unscored) for m in measures}
-    tables = [_table("", cells, titles, {})] if cells else []
+    tables = [_table("", cells, titles, results.tuned_on)] if cells else []
     for key, title in titles.items():
         same = [m for m in measures if _key(m) == key and m.by_category]
         by_category = {
@@ -125,6 +72,8 @@ def _from_results(results: Results) -> dict:
         for c in results.comparisons
     ]
     return {
+        "file": Path(path).name,
+        "seconds": read_seconds(vars(results), path),
         "confidence": results.confidence,
         "said": _sentence(tables[0]) if tables else None,
         "tables": tables,
@@ -163,7 +112,7 @@ def _table(title: str, cells: dict, titles: dict, rows: dict, measure: str | Non
     tops = {}
     for (_, column), cell in cells.items():
         scale = measure or column  # one scale for all that measures the same
-        ends = (cell.value, cell.high or 0.0, tops.get(scale, 0.0))
+        ends = (cell.value, cell.high, tops.get(scale, 0.0))
         tops[scale] = max(ends) if _is_number(column, measure) else 1.0
     lines = [
         {
@@ -198,12 +147,10 @@ def _is_number(column, measure: str | None) -> bool:
 def _drawn(cell: Cell, top: float, is_number: bool) -> dict:
     """One value as text, its interval as text, and both as a picture on the scale 0 to `top`."""
     say = number if is_number else percent
-    known = cell.low is not None and cell.high is not None
-    ends = (cell.low, cell.high) if known else (cell.value, cell.value)
     return {
         "text": say(cell.value),
-        "interval": f"{say(cell.low)} to {say(cell.high)}" if known else "no interval",
-        "whisker": figures.whisker(cell.value, *ends, top or 1.0),
+        "interval": f"{say(cell.low)} to {say(cell.high)}",
+        "whisker": figures.whisker(cell.value, cell.low, cell.high, top or 1.0),
         "n": cell.n,
         "unscored": cell.unscored,
     }
