@@ -220,11 +220,11 @@ def test_prompt_and_answer_files_are_read_strictly(tmp_path):
     for name, content, match in [
         ("a.jsonl", "", "holds no record"),
         ("a.json", "[]", "holds no record"),
-        ("b.jsonl", "{", "cannot be read"),
-        ("c.txt", "x", "ends in .txt"),
+        ("b.jsonl", "{", "line 1 is not JSON"),
+        ("c.txt", "x", "unknown suffix"),
         ("d.jsonl", '{"text": "x"}', r"columns \['text'\]"),
         ("e.jsonl", '{"prompt": "x"}\n{"prompt": ""}', "1 of 2 rows .* first at row 1"),
-        ("f.jsonl", "[1]", "record 0"),
+        ("f.jsonl", "[1]", "line 1 holds a list, expected an object"),
     ]:
         (tmp_path / name).write_text(content)
         with pytest.raises(InputError, match=match):

@@ -1,14 +1,12 @@
 """Prompt and answer files: JSON, JSONL and CSV, plain or gzipped, read as plain records."""
 
-import csv
-import gzip
 import hashlib
-import io
 import json
 import os
 from pathlib import Path
 from typing import NamedTuple
 
+from seal.datasets import readers
 from seal.errors import InputError
 
 PROMPT_KEYS = ("prompt", "instruction", "question")
@@ -31,38 +29,17 @@ class Prompt(NamedTuple):
 
 
 def read_records(path: str | os.PathLike) -> list[dict]:
-    """Reads a .json (list), .jsonl or .csv file, or one of them with .gz, in file order.
+    """Reads a .json (list), .jsonl, .csv or .tsv file, or one of them with .gz, in file order.
 
     Raises:
         InputError: the file is absent, of another kind, damaged, or holds no record.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise InputError(f"{path} is not a file; give .json, .jsonl or .csv, plain or .gz")
-    suffix = "".join(path.suffixes[-2:]).removesuffix(".gz")
-    suffix = "." + suffix.rsplit(".", 1)[-1]
-    try:
-        raw = path.read_bytes()
-        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
-        records = _parse(text, suffix, path)
-    except (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}; write it again") from error
+    records = [record for _, record in readers.read_records(Path(path))]
     if not records:
         raise InputError(f"{path} holds no record; at least one is needed")
-    wrong = next((i for i, r in enumerate(records) if not isinstance(r, dict)), None)
-    if wrong is not None:
-        raise InputError(f"{path}: record {wrong} is not an object with named fields")
     return records
-
-
-def _parse(text: str, suffix: str, path: Path) -> list[dict]:
-    if suffix == ".csv":
-        return list(csv.DictReader(io.StringIO(text, newline="")))
-    if suffix == ".json" and text.lstrip().startswith("["):
-        return json.loads(text)
-    if suffix in (".jsonl", ".json"):
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
-    raise InputError(f"{path} ends in {suffix}; .json, .jsonl, .csv (and .gz of them) are read")
 
 
 def read_object(path: str | os.PathLike) -> dict:

@@ -133,15 +133,45 @@ def texts(args, n_user: int, pool) -> tuple[list[str], list[str]]:
     return scored, read(args.dataset, args.dataset_probs)
 
 
-def score_values(out: str | os.PathLike, values: dict) -> Selection:
-    """Scores rows by flags as Python values; `seal.score` documents them.
+def score_rows_of(
+    dataset: datasets.Dataset | str,
+    safe: datasets.Dataset | str,
+    method: str,
+    *,
+    pretrain: str,
+    out: str | os.PathLike,
+    **further,
+) -> Selection:
+    """Scores every row by one method, in this process, and writes the selector.
 
-    A `datasets.Dataset` goes through a temporary file, so that it is read like any other.
+    The scores and the file are those of `examples/score_dataset.py` with the same flags. A
+    `datasets.Dataset` goes through a temporary file, so that it is read like any other.
+
+    Args:
+        dataset: rows to score, of any schema of `docs/data.md`, or the name of a file or dataset.
+        safe: the trusted rows, likewise.
+        method: how a row is scored; `docs/method.md` compares the methods.
+        pretrain: model directory or hub name.
+        out: the .parquet file to write.
+        further: any other flag of the script by its name (`docs/flags.md`): True sets a switch, and
+            `unsafe_dataset` and `canary_dataset` take rows as `dataset` does.
+
+    Returns:
+        The selector: `score`, float32 [N], higher = keep, beside `id`, `row` and `meta`.
+
+    Raises:
+        InputError: an unknown method or flag, a value out of bounds, unreadable rows, or a
+            selector is there and `overwrite` is not given.
+
+    Examples:
+        >>> seal.score(rows, "safe.jsonl", "relative_excess", pretrain="MODEL", out="mine.parquet")
+        >>> kept = seal.select(rows, "mine.parquet", topp=0.8)
     """
     out = Path(out)
     if out.suffix != ".parquet":
         raise InputError(f"out must end in .parquet, got {out}")
-    values |= {"selector_save_dir": out.parent, "selector_name": out.stem}
+    values = {"new_dataset": dataset, "dataset": safe, "method": method, "pretrain": pretrain}
+    values = further | values | {"selector_save_dir": out.parent, "selector_name": out.stem}
     with tempfile.TemporaryDirectory() as scratch:
         for name, value in values.items():
             if isinstance(value, datasets.Dataset):

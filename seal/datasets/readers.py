@@ -10,6 +10,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 
@@ -20,7 +21,8 @@ import pyarrow.parquet as pq
 from seal.datasets.cache import fingerprint, mapped_table
 from seal.errors import InputError, said
 
-SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
+TEXTS = (".json", ".jsonl", ".csv", ".tsv")
+SUFFIXES = (*TEXTS, ".parquet")
 _BLOCK = 10_000  # records held as Python objects at a time
 _VERSION = 2  # of what is written to the cache
 
@@ -54,17 +56,34 @@ def read_files(paths: list[Path]) -> datasets.Dataset:
     return datasets.Dataset(mapped_table(name, read), fingerprint=name)
 
 
-def _tables(path: Path) -> Iterator[pa.Table]:
-    suffix = file_suffix(path)
-    try:
-        if suffix == ".parquet":
-            yield _parquet_table(path)
-        elif suffix in SUFFIXES:
-            records = _csv_records(path) if suffix in (".csv", ".tsv") else _json_records(path)
-            while block := list(islice(records, _BLOCK)):
-                yield _table(path, block)
-        else:
+def read_records(path: Path) -> Iterator[Record]:
+    """The records of a JSON, JSON lines, CSV or TSV file, plain or gzipped, one by one.
+
+    Raises:
+        InputError: It is not readable as its suffix says (with the line).
+    """
+    with _told(path):
+        if file_suffix(path) not in TEXTS:
             raise InputError(f"{path}: unknown suffix; known are {', '.join(SUFFIXES)} and .gz")
+        sheet = file_suffix(path) in (".csv", ".tsv")
+        yield from _csv_records(path) if sheet else _json_records(path)
+
+
+def _tables(path: Path) -> Iterator[pa.Table]:
+    with _told(path):
+        if file_suffix(path) == ".parquet":
+            yield _parquet_table(path)
+            return
+        records = read_records(path)
+        while block := list(islice(records, _BLOCK)):
+            yield _table(path, block)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Says which file it is that cannot be read."""
+    try:
+        yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{path}: broken gzip file ({error}); copy it again") from error
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
