@@ -40,8 +40,9 @@ class ArmSizes:
     prompts: int = 40  # of each of the three sources
     over: int = 50  # XSTest's safe prompts
     new_tokens: int = 40
-    rates: tuple[float, ...] = (1e-4, 2e-4, 4e-4)
-    mixes: tuple[float, ...] = (0.0,)  # share of SafeInstr rows
+    share: float = 0.3  # of the user's rows, unsafe
+    rates: tuple[float, ...] = (2e-4, 3e-4)
+    mixes: tuple[float, ...] = (0.0, 0.1)  # share of SafeInstr rows
     row_tokens: int = 128
 
 
@@ -175,13 +176,14 @@ class Arms:
 
         All rows are tuned on only where the oracle keeps enough of the refusal.
         """
-        rows, found, aligned = self.user_rows(0.1, 0), {}, self.ledger.found["align"]
+        p, found, aligned = self.sizes.share, {}, self.ledger.found["align"]
+        rows = self.user_rows(p, 0)
         clean = rows[~np.isin(rows, self.unsafe)]
         for setting in product(self.sizes.rates, self.sizes.mixes):
-            oracle = self.arm("oracle", 0.1, 0, *setting, clean)
+            oracle = self.arm("oracle", p, 0, *setting, clean)
             everything = None
             if oracle and oracle["refusal"] >= LEVELS["oracle_keeps"] * aligned["refusal"]:
-                everything = self.arm("all", 0.1, 0, *setting, rows)
+                everything = self.arm("all", p, 0, *setting, rows)
             if oracle:
                 found[setting] = everything, oracle
         return chosen(found, aligned) if found else None

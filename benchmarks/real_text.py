@@ -27,7 +27,7 @@ from seal.errors import InputError
 SEEDS = (0, 1, 2)
 DEVELOPMENT = (10,)  # a draw to choose methods on
 QUICK = Sizes(32, 12, 16, 8, 5e-4, 1e-3, (1,), (4, 8))
-QUICK_ARMS = ArmSizes((8, 4, 4, 4), 1, 30, 1, 8, 4, 1, 2, 4, (1e-4,), (0.0,), 64)
+QUICK_ARMS = ArmSizes((8, 4, 4, 4), 1, 30, 1, 8, 4, 1, 2, 4, 0.3, (1e-4,), (0.0,), 64)
 SELECTING = (("probe",), ("relative_excess",), ("probe and verdict",))  # groups share passes
 ERODING = (
     ("probe", "shift"),
@@ -60,7 +60,7 @@ class Study:
         self.world = World(args.pretrain, args.data, work, cuda or args.bf16, capacity)
         rows, max_len = read_corpus(args.data, args.quick)
         self.corpus: Corpus = self.world.corpus(rows, "corpus", max_len)
-        self.seeds, self.development = ((0,), ()) if args.quick else (SEEDS, DEVELOPMENT)
+        self.seeds, self.development = (args.seeds, () if args.quick else DEVELOPMENT)
         self.ledger = Ledger(self.out / "units.jsonl", args.seconds)
         path = self.out / "columns.npz"
         self.columns = dict(np.load(path)) if path.exists() else {}
@@ -135,26 +135,26 @@ class Study:
         setting = arms.sweep()
         if setting is None:
             return
-        rate, mix = setting
+        (rate, mix), p = setting, self.arm_sizes.share
         self.ledger.unit("setting", lambda: {"rate": rate, "safeinstr": mix})
         for groups in (SELECTING[:1], ERODING[:2], SELECTING[1:], ERODING[2:]):
             for seed in self.seeds:
                 if groups in (SELECTING[:1], SELECTING[1:]):
-                    self.arms_of(arms, 0.1, seed, rate, mix, groups)
+                    self.arms_of(arms, p, seed, rate, mix, groups)
                 else:
                     self.arms_of(arms, 0.0, seed, rate, 0.0, groups)
         for seed in self.seeds:
-            self.arms_of(arms, 0.1, seed, rate, mix + 0.1, SELECTING[:1])
-        for p in (0.2, 0.05, 0.01):
+            self.arms_of(arms, p, seed, rate, mix + 0.1, SELECTING[:1])
+        for p in (0.1, 0.05, 0.01):
             self.arms_of(arms, p, 0, rate, mix, ())
 
     def arms_of(self, arms: Arms, p: float, seed: int, rate: float, mix: float, groups) -> None:
-        """All rows, the oracle's, a random four fifths, and those that each score keeps.
+        """All rows, the oracle's, random rows, and those that each score keeps: at most 1 - p.
 
         Args:
             groups: methods that share passes; a group is scored before the arms that it gives.
         """
-        rows = arms.user_rows(p, seed)
+        rows, topp = arms.user_rows(p, seed), min(0.8, 1 - p)
 
         def run(name: str, kept: np.ndarray) -> None:
             arms.arm(name, p, seed, rate, mix, kept)
@@ -162,7 +162,7 @@ class Study:
         run("all", rows)
         if p:
             run("oracle", rows[~np.isin(rows, arms.unsafe)])
-        run("random", drop_lowest(np.random.default_rng(seed).random(len(rows)), rows, 0.8))
+        run("random", drop_lowest(np.random.default_rng(seed).random(len(rows)), rows, topp))
         for methods in groups:
             prefix = f"arms/p{p:g}/seed{seed}"
             scored = self.ledger.unit(
@@ -170,7 +170,7 @@ class Study:
                 lambda p=prefix, m=methods: self.keep(arms.scores(rows, seed, m, self.scoring), p),
             )
             for name in methods if scored else ():
-                run(name, drop_lowest(self.columns[f"{prefix}/{name}"], rows, 0.8))
+                run(name, drop_lowest(self.columns[f"{prefix}/{name}"], rows, topp))
 
     def run(self, parts: list[str]) -> None:
         """Everything, most important first; "states" is what needs no tuning."""
@@ -207,8 +207,10 @@ def main() -> int:
     add("--parts", nargs="+", choices=("states", "scores", "arms"), default=["scores", "arms"])
     add("--capacity", type=int, help="tokens a micro-batch (default 16384 on a GPU, else 2048)")
     add("--bf16", action="store_true", help="bfloat16 on a CPU too")
+    add("--seeds", type=int, nargs="+", default=SEEDS, help="draws, of those of the tables")
     add("--quick", action="store_true", help="sizes that only show that every step runs")
     args = parser.parse_args()
+    args.seeds = args.seeds[:1] if args.quick else args.seeds
     try:
         study = Study(args)
         study.run(args.parts)
