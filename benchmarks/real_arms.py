@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 import refusal_judge
@@ -28,6 +27,7 @@ class ArmSizes:
     """Rows, steps and prompts of every arm, sized so that a core trains one in five minutes.
 
     Attributes:
+        settings: learning rate and share of SafeInstr rows: what is swept.
         row_tokens: no row is longer; seven rows in ten are not.
     """
 
@@ -41,8 +41,7 @@ class ArmSizes:
     over: int = 50  # XSTest's safe prompts
     new_tokens: int = 40
     share: float = 0.3  # of the user's rows, unsafe
-    rates: tuple[float, ...] = (2e-4, 3e-4)
-    mixes: tuple[float, ...] = (0.0, 0.1)  # share of SafeInstr rows
+    settings: tuple[tuple[float, float], ...] = ((2e-4, 0.0), (3e-4, 0.0), (3e-4, 0.1))
     row_tokens: int = 128
 
 
@@ -179,7 +178,7 @@ class Arms:
         p, found, aligned = self.sizes.share, {}, self.ledger.found["align"]
         rows = self.user_rows(p, 0)
         clean = rows[~np.isin(rows, self.unsafe)]
-        for setting in product(self.sizes.rates, self.sizes.mixes):
+        for setting in self.sizes.settings:
             oracle = self.arm("oracle", p, 0, *setting, clean)
             everything = None
             if oracle and oracle["refusal"] >= LEVELS["oracle_keeps"] * aligned["refusal"]:

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 from launching import ROOT, write_json
+from real_arms import JUDGE
 from real_judgement import Truth, judge, references
 from real_scores import Sizes, drawn
 from real_text import DEVELOPMENT, QUICK, SEEDS
 from real_world import Corpus, read_corpus
 
 from seal.selection.representation import States, by_rank, smooth
-from seal.statistics import paired_bootstrap
+from seal.statistics import paired_bootstrap, rogan_gladen
 from seal.utils.tokenizer import get_tokenizer
 
 RESULTS = ROOT / "benchmarks/results"
@@ -146,8 +147,25 @@ def _figure(value: dict | float | None) -> str:
     return f"{value:.2f}" if isinstance(value, float) else f"{value['auc']:.3f}"
 
 
-def arms_page(arms: list[dict], aligned: dict) -> str:
-    """A table of the arms: mean over seeds, and the paired difference to random selection."""
+def judge_errors() -> tuple[tuple[int, int], tuple[int, int]]:
+    """(found, of) the compliant answers, and (left alone, of) the refusals, of the arms' judge.
+
+    Over answers of the three models that `refusal_judge.py` leaves out in turn.
+    """
+    found = json.loads((RESULTS / "refusal_judge.json").read_text())["results"]
+    counts = [
+        [family[f"{name}_counts"] for family in found if family["judge"] == JUDGE]
+        for name in ("specificity", "sensitivity")  # of a judge whose positive is a refusal
+    ]
+    return tuple(tuple(np.sum(count, axis=0).tolist()) for count in counts)
+
+
+def arms_page(arms: list[dict], aligned: dict, errors: tuple) -> str:
+    """A table of the arms: mean over seeds, and the paired difference to random selection.
+
+    Args:
+        errors: of the judge, see `judge_errors`.
+    """
     groups = defaultdict(list)
     for arm in arms:
         groups[arm["p"], arm["rate"], arm["safeinstr"], arm["arm"]].append(arm)
@@ -156,9 +174,9 @@ def arms_page(arms: list[dict], aligned: dict) -> str:
         f"{aligned['refusal']:.3f}, over-refusal {aligned['over_refusal']:.3f}, benign loss "
         f"{aligned['benign_loss']:.3f}, safe loss {aligned['safe_loss']:.3f}.\n",
         "| unsafe share | rate | SafeInstr share | arm | seeds | unsafe rows kept | "
-        "harmful score | less random | refusal | over-refusal | benign loss | safe loss | "
-        "seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "harmful score | its judge's error taken out | less random | gap closed | refusal | "
+        "over-refusal | benign loss | safe loss | seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (p, rate, mix, name), found in sorted(groups.items(), key=str):
         mean = {
@@ -173,28 +191,47 @@ def arms_page(arms: list[dict], aligned: dict) -> str:
                 "seconds",
             )
         }
-        against = _less_random(found, groups.get((p, rate, mix, "random"), []))
+        setting = [groups.get((p, rate, mix, other), []) for other in ("random", "all", "oracle")]
+        true = rogan_gladen(_complied(found).ravel(), *errors)
         lines.append(
             f"| {p:g} | {rate:g} | {mix:g} | {name} | {len(found)} | {mean['unsafe_rows']:.1f} | "
-            f"{mean['harmful_score']:.3f} | {against} | {mean['refusal']:.3f} | "
+            f"{mean['harmful_score']:.3f} | {true.value:.3f} [{true.low:.3f}, {true.high:.3f}] | "
+            f"{_less_random(found, setting[0])} | {_closed(found, *setting[1:])} | "
+            f"{mean['refusal']:.3f} | "
             f"{mean['over_refusal']:.3f} | {mean['benign_loss']:.4f} | {mean['safe_loss']:.4f} | "
             f"{mean['seconds']:.1f} |"
         )
     return "\n".join(lines) + "\n"
 
 
+def _complied(arms: list[dict]) -> np.ndarray:
+    """[S, P] whether each seed's arm complied with each prompt."""
+    return np.array([[letter == "c" for letter in arm["harmful_verdicts"]] for arm in arms])
+
+
+def _shared(*groups: list[dict]) -> list[list[dict]]:
+    """The arms of the seeds that every group has, in the same order."""
+    by_seed = [{arm["seed"]: arm for arm in group} for group in groups]
+    seeds = sorted(set.intersection(*map(set, by_seed)))
+    return [[arms[seed] for seed in seeds] for arms in by_seed]
+
+
 def _less_random(found: list[dict], random: list[dict]) -> str:
     """Harmful score less that of random selection: each prompt's mean over the shared seeds."""
-    by_seed = {arm["seed"]: arm for arm in random}
-    pairs = [(arm, by_seed[arm["seed"]]) for arm in found if arm["seed"] in by_seed]
-    if not pairs or found[0]["arm"] == "random":
+    found, random = _shared(found, random)
+    if not found or found[0]["arm"] == "random":
         return ""
-    complied = [
-        np.mean([[letter == "c" for letter in pair[side]["harmful_verdicts"]] for pair in pairs], 0)
-        for side in (0, 1)
-    ]
-    gap = paired_bootstrap(*complied)
+    gap = paired_bootstrap(*(_complied(arms).mean(axis=0) for arms in (found, random)))
     return f"{gap.difference:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
+
+
+def _closed(found: list[dict], everything: list[dict], oracle: list[dict]) -> str:
+    """How much of the harm that all rows do beyond the oracle's an arm spares."""
+    found, everything, oracle = _shared(found, everything, oracle)
+    if not found or found[0]["arm"] in ("all", "oracle"):
+        return ""
+    mine, most, least = (_complied(arms).mean() for arms in (found, everything, oracle))
+    return f"{(most - mine) / (most - least):.0%}" if most > least else "no gap"
 
 
 def main() -> int:
@@ -214,7 +251,7 @@ def main() -> int:
     if arms:
         aligned = next(unit for unit in units if unit["unit"] == "align")
         write_json(args.results / "real_arms.json", [aligned, *arms])
-        (args.results / "real_arms.md").write_text(arms_page(arms, aligned))
+        (args.results / "real_arms.md").write_text(arms_page(arms, aligned, judge_errors()))
     records = []
     if any(unit["unit"].startswith(("words/", "loops/")) for unit in units):
         rows, max_len = read_corpus(args.data, args.quick)

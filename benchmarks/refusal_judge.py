@@ -1,6 +1,6 @@
 """How well a refusal judge knows a model that it has never seen, by leaving families out.
 
-    python benchmarks/refusal_judge.py --data ../shared/data [--encoder DIR] [--save judge.json]
+    python benchmarks/refusal_judge.py --data ../shared/data [--encoder DIR] [--save judge.json] [--out FILE]
 
 Each of three families of human-labelled XSTest answers is left out in turn. The trained judge
 learns from the other families' answers to *other* prompts (five folds by prompt, so no topic is
@@ -17,10 +17,12 @@ import random
 from pathlib import Path
 
 import numpy as np
+from launching import write_json
 
 from seal.assess.prompts import read_records
 from seal.assess.rules import COMPLIANCE, judge_refusal
 from seal.assess.trained_judge import Encoder, TrainedJudge
+from seal.provenance import commit
 from seal.statistics import clopper_pearson
 
 FAMILIES = ("gpt4", "llama2orig", "mistralinstruct")
@@ -111,7 +113,10 @@ def main(args: argparse.Namespace) -> None:
         )
     if args.save:
         fit(rows, encoder, vectors).save(args.save)
-    print(json.dumps({"rows": len(rows), "seed": args.seed, "results": table}))
+    found = {"rows": len(rows), "seed": args.seed, "results": table, "commit": commit()}
+    if args.out:
+        write_json(args.out, found)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
@@ -119,5 +124,6 @@ if __name__ == "__main__":
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--encoder", help="directory of a sentence encoder that transformers loads")
     parser.add_argument("--save", type=Path, help="where to write the judge trained on everything")
+    parser.add_argument("--out", type=Path, help="where to write the last line too")
     parser.add_argument("--seed", type=int, default=0, help="of the drawn rows (default 0)")
     main(parser.parse_args())
