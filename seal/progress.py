@@ -43,6 +43,7 @@ class Progress:
         self.first = self.done = done
         self.figures: dict[str, float] = {}
         self._bar: tqdm | None = None
+        self._lock = threading.Lock()
 
     def __enter__(self) -> "Progress":
         self._started = time.monotonic()
@@ -63,12 +64,13 @@ class Progress:
             self._bar.close()
 
     def update(self, units: int = 1, **figures: float) -> None:
-        """Counts finished units; `figures` (a loss) are shown beside them."""
-        self.done += units
-        self.figures |= figures
-        if self._bar is not None:
-            self._bar.set_postfix(self.figures, refresh=False)
-            self._bar.update(units)
+        """Counts finished units, from any thread; `figures` (a loss) are shown beside them."""
+        with self._lock:
+            self.done += units
+            self.figures |= figures
+            if self._bar is not None:
+                self._bar.set_postfix(self.figures, refresh=False)
+                self._bar.update(units)
 
     @property
     def rate(self) -> float:

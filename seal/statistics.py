@@ -1,4 +1,4 @@
-"""Small statistics, each of them once: ranks, reliability, weights, and intervals."""
+"""Small statistics, each of them once: ranks, reliability, weights, and 95 % intervals."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -6,6 +6,9 @@ from typing import NamedTuple
 import numpy as np
 import scipy  # loads its parts when they are first used, so this module stays light
 from numpy.typing import ArrayLike
+
+CONFIDENCE = 0.95  # of every interval
+ENDS = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]  # its quantiles
 
 
 class Interval(NamedTuple):
@@ -105,7 +108,6 @@ def bootstrap_ci(
     statistic: Callable[[np.ndarray], float] = np.mean,
     n: int = 2000,
     seed: int = 0,
-    confidence: float = 0.95,
 ) -> Interval:
     """Percentile bootstrap of `statistic` over the first axis of `values`.
 
@@ -115,7 +117,6 @@ def bootstrap_ci(
             undefined must give NaN and is left out of the percentiles.
         n: Resamples.
         seed: Seeds the draws; equal seeds give equal intervals.
-        confidence: Coverage of the interval, in (0, 1).
 
     Raises:
         ValueError: `values` is empty or no resample gave a number.
@@ -135,21 +136,17 @@ def bootstrap_ci(
     draws = draws[~np.isnan(draws)]
     if not len(draws):
         raise ValueError(f"the statistic is undefined on all {n} resamples")
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail])
+    low, high = np.quantile(draws, ENDS)
     return Interval(float(statistic(values)), float(low), float(high))
 
 
-def paired_bootstrap(
-    a: ArrayLike, b: ArrayLike, seed: int = 0, n: int = 2000, confidence: float = 0.95
-) -> PairedDifference:
+def paired_bootstrap(a: ArrayLike, b: ArrayLike, seed: int = 0, n: int = 2000) -> PairedDifference:
     """Bootstrap of the mean difference of two measurements of the same items.
 
     Args:
         a, b: [N] each, item i of both being the same prompt.
         seed: Seeds the draws.
         n: Resamples.
-        confidence: Coverage of the interval, in (0, 1).
 
     Returns:
         The difference mean(a) - mean(b), its percentile interval (of 0/1 answers that all differ
@@ -168,10 +165,9 @@ def paired_bootstrap(
     gap = a - b
     rng = np.random.default_rng(seed)
     draws = np.array([gap[rng.integers(len(gap), size=len(gap))].mean() for _ in range(n)])
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail])
+    low, high = np.quantile(draws, ENDS)
     if np.ptp(gap) == 0 and np.isin([a, b], (0, 1)).all():  # resampling sees no other pair
-        bound = clopper_pearson(0, len(gap), confidence)[1]
+        bound = clopper_pearson(0, len(gap))[1]
         low, high = max(-1.0, low - bound), min(1.0, high + bound)
     extreme = 1 + min(int((draws <= 0).sum()), int((draws >= 0).sum()))
     return PairedDifference(
@@ -179,7 +175,7 @@ def paired_bootstrap(
     )
 
 
-def clopper_pearson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def clopper_pearson(k: int, n: int) -> tuple[float, float]:
     """Exact binomial interval for k successes of n; (0.0, 1.0) when n is 0.
 
     Raises:
@@ -191,7 +187,7 @@ def clopper_pearson(k: int, n: int, confidence: float = 0.95) -> tuple[float, fl
         raise ValueError(f"k must be in [0, n], got k={k}, n={n}")
     if n == 0:
         return 0.0, 1.0
-    return tuple(map(float, scipy.stats.binomtest(k, n).proportion_ci(confidence, "exact")))
+    return tuple(map(float, scipy.stats.binomtest(k, n).proportion_ci(CONFIDENCE, "exact")))
 
 
 def rogan_gladen(
@@ -200,7 +196,6 @@ def rogan_gladen(
     specificity: tuple[int, int],
     n: int = 2000,
     seed: int = 0,
-    confidence: float = 0.95,
 ) -> Interval:
     """The true rate behind an imperfect judge's, with the judge's own uncertainty in the interval.
 
@@ -210,7 +205,6 @@ def rogan_gladen(
         specificity: (left alone, of) over the labelled negatives.
         n: Bootstrap draws, of the verdicts and of both labelled samples.
         seed: Seeds the draws.
-        confidence: Coverage of the interval, in (0, 1).
 
     Returns:
         (rate + specificity - 1) / (sensitivity + specificity - 1), cut to [0, 1].
@@ -232,7 +226,6 @@ def rogan_gladen(
     informative = found + left > 1  # elsewhere a draw says nothing about the rate
     rate, found, left = rate[informative], found[informative], left[informative]
     draws = np.clip((rate + left - 1) / (found + left - 1), 0, 1)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail])
+    low, high = np.quantile(draws, ENDS)
     estimate = float(np.clip((rates[0] + rates[2] - 1) / (rates[1] + rates[2] - 1), 0, 1))
     return Interval(estimate, float(low), float(high))

@@ -19,6 +19,7 @@ from seal.assess.rules import PARTIAL, REFUSAL, UNSCORED
 from seal.assess.verdicts import Verdict, spoken, write_verdicts
 from seal.errors import InputError
 from seal.provenance import commit, sha256_of_file, versions
+from seal.statistics import CONFIDENCE
 
 if TYPE_CHECKING:
     from seal.assess.openai_judge import OpenAIJudge
@@ -159,10 +160,9 @@ def measure_of(
     answers: Sequence[str],
     references: Sequence[str],
     seed: int,
-    confidence: float = 0.95,
 ) -> Measure:
     """The measure of these scores; for a win rate with what may have swayed the judge."""
-    measure = summarise(scores, seed, confidence)
+    measure = summarise(scores, seed)
     if judged.measure == "win_rate":
         consistency = order_consistency(judged.verdicts)
         lengths = sum(map(len, answers)) / max(1, sum(map(len, references)))
@@ -196,8 +196,8 @@ class Findings:
         verdicts: (model, prompt_set, measure, index) and Verdict, what `write_verdicts` takes.
     """
 
-    def __init__(self, seed: int = 0, confidence: float = 0.95):
-        self.seed, self.confidence = seed, confidence
+    def __init__(self, seed: int = 0):
+        self.seed = seed
         self.measures: list[Measure] = []
         self.scores: list[Scores] = []
         self.verdicts: list[tuple[dict, Verdict]] = []
@@ -220,9 +220,7 @@ class Findings:
         for judged in judge_answers(prompt_set, answers, references, judges):
             scores = scores_of(model, prompt_set, judged)
             self.scores.append(scores)
-            self.measures.append(
-                measure_of(scores, judged, answers, references, self.seed, self.confidence)
-            )
+            self.measures.append(measure_of(scores, judged, answers, references, self.seed))
             keys = {"model": model, "prompt_set": prompt_set.name, "measure": judged.measure}
             self.verdicts += [
                 ({**keys, "index": i}, verdict)
@@ -246,7 +244,7 @@ class Findings:
         categories = [prompt.category for prompt in one.prompts]
         scores = Scores(model, one.name, measure, "reference", values, labels, categories)
         self.scores.append(scores)
-        self.measures.append(summarise(scores, self.seed, self.confidence))
+        self.measures.append(summarise(scores, self.seed))
         return self.measures[-1]
 
     def results(
@@ -269,7 +267,7 @@ class Findings:
             format=FORMAT,
             command=shlex.join(sys.argv),
             seed=self.seed,
-            confidence=self.confidence,
+            confidence=CONFIDENCE,
             versions=versions(),
             commit=commit(),
             prompt_sets=[
@@ -294,6 +292,6 @@ class Findings:
             ],
             judges=list(judges),
             measures=self.measures,
-            comparisons=compare(self.scores, self.seed, self.confidence),
+            comparisons=compare(self.scores, self.seed),
             verdicts={"path": str(verdicts), "sha256": sha256_of_file(verdicts), "n": count},
         )

@@ -5,12 +5,11 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from seal.assess.prompts import sha256_of_text
 from seal.assess.rules import COMPLIANCE, PARTIAL, REFUSAL, REFUSAL_VALUES, UNSCORED
 from seal.assess.served import Completion, Endpoint
 from seal.assess.verdicts import Cached, Verdict, VerdictCache, preference_label, spoken
+from seal.progress import Progress
 
 VERSION = "1"  # of the questions below: part of every cache key
 MAX_TOKENS = 4096  # of a reply, thinking included
@@ -152,11 +151,11 @@ class OpenAIJudge:
         keys = [sha256_of_text(self.name, VERSION, question) for question in questions]
         pending = {k: i for i, k in reversed(list(enumerate(keys))) if self.cache.get(k) is None}
         said: dict[str, Completion] = {}
-        with tqdm(total=len(pending), desc=self.name, unit="call", disable=None) as bar:
+        with Progress(self.name, len(pending), "calls") as work:
 
             def ask(i: int) -> None:
                 said[keys[i]] = self._ask_one(keys[i], questions[i])
-                bar.update()
+                work.update()
 
             self.endpoint.map(ask, sorted(pending.values()))
         self.cost = Cost(

@@ -123,12 +123,12 @@ class Scores:
     categories: Sequence[str]
 
 
-def summarise(scores: Scores, seed: int, confidence: float = 0.95) -> Measure:
+def summarise(scores: Scores, seed: int) -> Measure:
     """Mean, interval, counts and categories of item scores."""
     counts: dict[str, int] = {}
     for label in scores.labels:
         counts[label] = counts.get(label, 0) + 1
-    whole = _mean(scores.values, seed, confidence)
+    whole = _mean(scores.values, seed)
     known = scores.values[~np.isnan(scores.values)]
     spread = float(known.std(ddof=1) / np.sqrt(len(known))) if len(known) > 1 else None
     categories = np.array(scores.categories, dtype=object)
@@ -142,26 +142,24 @@ def summarise(scores: Scores, seed: int, confidence: float = 0.95) -> Measure:
         standard_error=spread,
         higher_is_better=HIGHER_IS_BETTER[scores.measure],
         counts=counts,
-        by_category={
-            name: _mean(scores.values[categories == name], seed, confidence) for name in names
-        },
+        by_category={name: _mean(scores.values[categories == name], seed) for name in names},
     )
 
 
-def _mean(values: np.ndarray, seed: int, confidence: float) -> dict:
+def _mean(values: np.ndarray, seed: int) -> dict:
     known = values[~np.isnan(values)]
     n, unscored = len(known), len(values) - len(known)
     if not n:
         return {"n": 0, "unscored": unscored, "value": None, "low": None, "high": None}
     if np.isin(known, (0.0, 1.0)).all():
-        low, high = clopper_pearson(int(known.sum()), n, confidence)
+        low, high = clopper_pearson(int(known.sum()), n)
     else:
-        _, low, high = bootstrap_ci(known, seed=seed, confidence=confidence)
+        _, low, high = bootstrap_ci(known, seed=seed)
     value = float(known.mean())
     return {"n": n, "unscored": unscored, "value": value, "low": low, "high": high}
 
 
-def compare(every: Sequence[Scores], seed: int, confidence: float = 0.95) -> list[Comparison]:
+def compare(every: Sequence[Scores], seed: int) -> list[Comparison]:
     """Each pair of models that share a prompt set, measure and judge, in order of appearance."""
     found = []
     for i, a in enumerate(every):
@@ -170,7 +168,7 @@ def compare(every: Sequence[Scores], seed: int, confidence: float = 0.95) -> lis
             both = ~np.isnan(a.values) & ~np.isnan(b.values) if same else np.zeros(0, bool)
             if not both.any():
                 continue
-            gap = paired_bootstrap(a.values[both], b.values[both], seed, confidence=confidence)
+            gap = paired_bootstrap(a.values[both], b.values[both], seed)
             found.append(
                 Comparison(
                     a.model, b.model, a.prompt_set, a.measure, a.judge, int(both.sum()), *gap

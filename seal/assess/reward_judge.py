@@ -8,14 +8,14 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from seal.assess.prompts import sha256_of_text
 from seal.assess.verdicts import Verdict, preference_label
 from seal.errors import InputError, said
+from seal.progress import say
 
 
 class RewardJudge:
     """Scores (prompt, answer) pairs with a classifier.
 
     The pair is rendered by the tokenizer's chat template when it has one, else given as a text
-    pair. A pair longer than the context loses the beginning of its text and is counted in
-    `truncated`.
+    pair. A pair longer than the context loses the beginning of its text; how many do is printed.
 
     Args:
         path: Model directory or hub name. One output: a reward model. Several: a guard model.
@@ -46,7 +46,6 @@ class RewardJudge:
         self.model, self.tokenizer = model.to(device).eval(), tokenizer
         self.name = f"reward:{path}"
         self.batch_size = batch_size
-        self.truncated = 0
         self.is_guard = model.config.num_labels > 1
         self._unsafe = self._label(unsafe_label) if self.is_guard else 0
 
@@ -112,7 +111,11 @@ class RewardJudge:
     @torch.inference_mode()
     def _logits(self, prompts: Sequence[str], answers: Sequence[str]) -> list[torch.Tensor]:
         """Float32 logits [labels] a pair, in order; batched by length."""
-        encoded = [self._encode(p, a) for p, a in zip(prompts, answers, strict=True)]
+        whole = [self._encode(p, a) for p, a in zip(prompts, answers, strict=True)]
+        limit = self.model.config.get_text_config().max_position_embeddings
+        encoded = [ids[-limit:] for ids in whole]
+        if cut := sum(len(ids) > limit for ids in whole):
+            say(f"warning: {self.name}: {cut} of {len(whole)} pairs are judged without their start")
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
         found: list = [None] * len(encoded)
         for start in range(0, len(order), self.batch_size):
@@ -128,15 +131,8 @@ class RewardJudge:
         return found
 
     def _encode(self, prompt: str, answer: str) -> list[int]:
-        if self.tokenizer.chat_template:
-            turns = [
-                {"role": "user", "content": prompt},
-                {"role": "assistant", "content": answer},
-            ]
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False)
-            ids = self.tokenizer(text, add_special_tokens=False).input_ids
-        else:
-            ids = self.tokenizer(prompt, answer).input_ids
-        limit = self.model.config.get_text_config().max_position_embeddings
-        self.truncated += len(ids) > limit
-        return ids[-limit:]
+        if not self.tokenizer.chat_template:
+            return self.tokenizer(prompt, answer).input_ids
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+        text = self.tokenizer.apply_chat_template(turns, tokenize=False)
+        return self.tokenizer(text, add_special_tokens=False).input_ids

@@ -43,16 +43,9 @@ class Parser(argparse.ArgumentParser):
         defaults: of this script, where they differ.
     """
 
-    def __init__(
-        self,
-        description: str,
-        *groups: str,
-        formatter_class: type[argparse.HelpFormatter] = argparse.RawDescriptionHelpFormatter,
-        **defaults,
-    ):
-        super().__init__(
-            description=description, formatter_class=formatter_class, allow_abbrev=False
-        )
+    def __init__(self, description: str, *groups: str, **defaults):
+        as_written = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, formatter_class=as_written, allow_abbrev=False)
         self.add_argument(
             "--config",
             metavar="YAML",

@@ -29,7 +29,7 @@ SPECIAL = ["<|pad|>", "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assista
 IGNORED = -100
 
 
-def train_tokenizer(texts: list[str], vocab_size: int = 768) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     """Trains a byte-level BPE on `texts`: any string can be encoded, digits stay single tokens."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
@@ -37,7 +37,7 @@ def train_tokenizer(texts: list[str], vocab_size: int = 768) -> PreTrainedTokeni
     )
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=768,
         special_tokens=SPECIAL,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

@@ -142,7 +142,7 @@ def _rect(kind: str, x: float, width: float, y: float, height: float, title: str
 
 
 def score_histogram(
-    edges: np.ndarray, kept: np.ndarray, dropped: np.ndarray, threshold: float, height: int = 220
+    edges: np.ndarray, kept: np.ndarray, dropped: np.ndarray, threshold: float
 ) -> Markup:
     """Rows by score, dropped under kept in each bin, with the line of the lowest kept score.
 
@@ -151,8 +151,8 @@ def score_histogram(
         kept: int [B], rows kept in each bin.
         dropped: int [B], rows dropped in each bin.
         threshold: lowest score that is kept, in the unit of `edges`.
-        height: pixels of the plot.
     """
+    height = 220  # pixels of the plot
     top = max(1, int((kept + dropped).max()))
     low, high = float(edges[0]), float(edges[-1])
     width = 100 / len(kept)
@@ -184,9 +184,7 @@ def score_histogram(
     return _chart(height, label, marks)
 
 
-def share_columns(
-    names: Sequence[str], shares: np.ndarray, overall: float, axis: str, height: int = 160
-) -> Markup:
+def share_columns(names: Sequence[str], shares: np.ndarray, overall: float, axis: str) -> Markup:
     """One column a group with the share kept, and a line at the share kept overall.
 
     Args:
@@ -194,9 +192,8 @@ def share_columns(
         shares: float [G], share kept in [0, 1].
         overall: share kept of all rows.
         axis: what the groups are.
-        height: pixels of the plot.
     """
-    width = 100 / len(names)
+    width, height = 100 / len(names), 160  # per cent of the plot a column, pixels of it
     marks = _y_axis(height, 1.0, lambda tick: percent(tick, 0))
     for g, (name, share) in enumerate(zip(names, shares.tolist(), strict=True)):
         h = height * share

@@ -16,6 +16,7 @@ from seal.selection.artefact import Selection, kept_mask
 
 MAX_GROUPS = 20  # distinct values shown before the rest is summed up or a number is binned
 MAX_VALUE = 64  # characters of a column value shown
+MAX_TURN = 600  # of a turn
 _BLOCK = 20_000  # rows read at a time
 
 
@@ -201,16 +202,16 @@ def tenths(values: np.ndarray) -> Groups:
     return Groups(code, names, ordered=True)
 
 
-def row_text(origin: Origin, line: int, most: int = 600) -> list[dict]:
-    """The turns of one line, each cut to `most` characters: role, text, characters left out."""
+def row_text(origin: Origin, line: int) -> list[dict]:
+    """The turns of one line, each cut to `MAX_TURN`: role, text, characters left out."""
     if origin.place[line] < 0:
         return []
     turns = origin.rows[int(origin.place[line])]["messages"]
     return [
         {
             "role": turn["role"],
-            "text": turn["content"][:most].strip(),
-            "more": max(0, len(turn["content"]) - most),
+            "text": turn["content"][:MAX_TURN].strip(),
+            "more": max(0, len(turn["content"]) - MAX_TURN),
         }
         for turn in turns
     ]

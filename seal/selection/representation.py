@@ -50,14 +50,14 @@ class States(NamedTuple):
         return np.concatenate(self, axis=1)
 
 
-def knn(rows: States, safe: States, bad: States, neighbours: int = NEIGHBOURS) -> np.ndarray:
+def knn(rows: States, safe: States, bad: States) -> np.ndarray:
     """Mean cosine to the nearest safe anchors less the same to the nearest bad ones."""
     centre = np.concatenate([safe.response, bad.response]).mean(axis=0)
     units = _unit(rows.response - centre)
 
     def nearness(anchors: States) -> np.ndarray:
         cosines = units @ _unit(anchors.response - centre).T  # [N, A]
-        count = min(neighbours, cosines.shape[1])
+        count = min(NEIGHBOURS, cosines.shape[1])
         return np.partition(cosines, -count, axis=1)[:, -count:].mean(axis=1)
 
     return (nearness(safe) - nearness(bad)).astype(np.float64)
@@ -87,7 +87,7 @@ def shift(rows: States, safe: States, bad: States) -> np.ndarray:
     return -((rows.response - rows.prompt) @ way).astype(np.float64)
 
 
-def subspace(rows: States, of: States | None = None, directions: int = DIRECTIONS) -> np.ndarray:
+def subspace(rows: States, of: States | None = None) -> np.ndarray:
     """How much of a row lies in the strongest directions of all rows, negated; needs no anchors.
 
     Args:
@@ -99,7 +99,7 @@ def subspace(rows: States, of: States | None = None, directions: int = DIRECTION
     centre = shown.mean(axis=0)
     _, ways = np.linalg.eigh((shown - centre).T @ (shown - centre))  # weakest first
     centred = rows.response - centre
-    return -((centred @ ways[:, -directions:]) ** 2).sum(axis=1)
+    return -((centred @ ways[:, -DIRECTIONS:]) ** 2).sum(axis=1)
 
 
 def token_excess(bad_nll: np.ndarray, safe_nll: np.ndarray, ends: np.ndarray) -> np.ndarray:
@@ -164,7 +164,7 @@ def standardised(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return (features - centre) / spread, centre, spread
 
 
-def fit_probe(safe: States, bad: States, strength: float = PROBE_STRENGTH) -> Head:
+def fit_probe(safe: States, bad: States) -> Head:
     """Logistic regression of safe against bad anchors on standardised features."""
     try:
         from sklearn.linear_model import LogisticRegression
@@ -173,7 +173,7 @@ def fit_probe(safe: States, bad: States, strength: float = PROBE_STRENGTH) -> He
 
     features, *scale = standardised(np.concatenate([safe.features, bad.features]))
     labels = np.repeat([1, 0], [len(safe.last), len(bad.last)])
-    model = LogisticRegression(C=strength, class_weight="balanced", max_iter=1000)
+    model = LogisticRegression(C=PROBE_STRENGTH, class_weight="balanced", max_iter=1000)
     model.fit(features, labels)
     return Head.on_standardised(model.coef_[0], model.intercept_[0], *scale)
 

@@ -79,9 +79,9 @@ def half_means(sums: np.ndarray, tokens: np.ndarray, half: int | None = None) ->
     return np.divide(sums[:, half], count, out=np.full(len(count), np.nan), where=count > 0)
 
 
-def row_means(model: RowModel, rows: np.ndarray, note: str = "evaluation") -> np.ndarray:
+def row_means(model: RowModel, rows: np.ndarray) -> np.ndarray:
     """Each row's mean loss: float64 [R], nats a supervised token; arguments as `half_sums`."""
-    return half_means(half_sums(model, rows, note), model.dataset.supervised[rows])
+    return half_means(half_sums(model, rows), model.dataset.supervised[rows])
 
 
 def mean_loss(model: RowModel, per: str) -> float:
