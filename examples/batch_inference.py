@@ -3,8 +3,7 @@
 deepspeed batch_inference.py --pretrain MODEL --prompts prompts.jsonl --output_path out/a.json
 """
 
-from seal.cli.batch_inference import main
 from seal.utils import entry
 
 if __name__ == "__main__":
-    entry.run(main)
+    entry.run_module("seal.cli.batch_inference")

@@ -4,8 +4,7 @@
         --out out/eval
 """
 
-from seal.cli.evaluate import main
 from seal.utils import entry
 
 if __name__ == "__main__":
-    entry.run(main)
+    entry.run_module("seal.cli.evaluate")

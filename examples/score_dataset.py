@@ -4,8 +4,7 @@
         --new_dataset user.jsonl
 """
 
-from seal.cli.score_dataset import main
 from seal.utils import entry
 
 if __name__ == "__main__":
-    entry.run(main)
+    entry.run_module("seal.cli.score_dataset")

@@ -3,8 +3,7 @@
 deepspeed train_sft.py --pretrain MODEL --dataset user.jsonl --selector_path S --topp 0.8
 """
 
-from seal.cli.train_sft import main
 from seal.utils import entry
 
 if __name__ == "__main__":
-    entry.run(main)
+    entry.run_module("seal.cli.train_sft")

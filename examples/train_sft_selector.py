@@ -3,8 +3,7 @@
 deepspeed train_sft_selector.py --pretrain MODEL --dataset safe.jsonl --new_dataset user.jsonl
 """
 
-from seal.cli.train_sft_selector import main
 from seal.utils import entry
 
 if __name__ == "__main__":
-    entry.run(main)
+    entry.run_module("seal.cli.train_sft_selector")

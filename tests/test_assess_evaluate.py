@@ -1,6 +1,5 @@
 """Laws of the evaluation: what is counted, what is left out, and what results.json says."""
 
-import importlib.util
 import json
 import math
 import os
@@ -26,9 +25,11 @@ from seal.assess.results import HIGHER_IS_BETTER, compare, read_results
 from seal.assess.reward_judge import RewardJudge
 from seal.assess.rules import judge, judge_refusal
 from seal.assess.trained_judge import TrainedJudge
+from seal.cli import evaluate
 from seal.errors import InputError
 from seal.provenance import sha256_of_file
 from seal.statistics import clopper_pearson
+from seal.utils import entry
 
 ROOT = Path(__file__).resolve().parents[1]
 EVAL_DATA = ROOT.parent / "shared" / "data" / "eval"
@@ -196,13 +197,10 @@ def test_a_trained_judge_learns_reads_back_and_leaves_empty_answers_unscored(tmp
 
 
 def run_script(monkeypatch, capsys, *flags):
-    """Runs examples/evaluate.py in this process: (exit status, error lines)."""
-    spec = importlib.util.spec_from_file_location("evaluate_script", ROOT / "examples/evaluate.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    """Runs the script in this process: (exit status, error lines)."""
     monkeypatch.setattr("sys.argv", ["evaluate.py", *map(str, flags)])
     try:
-        script.entry.report(script.main)
+        entry.report(evaluate.main)
         status = 0
     except SystemExit as left:
         status = left.code

@@ -1,6 +1,5 @@
 """Laws of generation: order and count, invariance to batch and rank, resuming, bad input."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -31,7 +30,9 @@ from seal.assess.generation import (
 from seal.assess.prompts import read_prompts, read_records
 from seal.assess.rendering import encode_pairs, encode_prompts
 from seal.assess.verdicts import spoken
+from seal.cli import batch_inference
 from seal.errors import InputError
+from seal.utils import entry
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAT = (
@@ -311,9 +312,6 @@ def test_a_killed_run_goes_on_from_its_parts(tmp_path):
 def test_bad_input_is_one_line_and_status_2(model_dir, tmp_path, monkeypatch, capsys):
     prompts = write_prompts(tmp_path / "p.jsonl", ["x" * 300])
     (tmp_path / "empty.jsonl").write_text("")
-    spec = importlib.util.spec_from_file_location("script", ROOT / "examples/batch_inference.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     hf = ["--pretrain", model_dir, "--output_path", tmp_path / "a.json"]
     with serve(lambda *_: BROKEN) as served:
         served_by = ["--engine", "openai", "--pretrain", "other", "--base_url", served.url]
@@ -327,7 +325,7 @@ def test_bad_input_is_one_line_and_status_2(model_dir, tmp_path, monkeypatch, ca
         ]:
             monkeypatch.setattr("sys.argv", ["batch_inference.py", *map(str, [*hf, *flags])])
             with pytest.raises(SystemExit) as left:
-                script.entry.report(script.main)
+                entry.report(batch_inference.main)
             err = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error:")]
             assert left.value.code == 2 and len(err) == 1 and match in err[0], err
     assert not (tmp_path / "a.json").exists()

@@ -20,6 +20,7 @@ from seal.selection.artefact import (
     write_selection,
 )
 from seal.selection.calibration import auto_topp, calibrate, recall_at, share_kept
+from seal.selection.evidence import doubts
 from seal.statistics import auroc
 
 
@@ -124,6 +125,25 @@ def test_every_way_to_select_repeats_the_doubts(tmp_path, capsys):
     assert "warning: the score from the even" in capsys.readouterr().out
     assert main(["report", *flags, "--out", str(tmp_path / "report.html")]) == 0
     assert "In doubt: the score from the even" in (tmp_path / "report.html").read_text()
+
+
+def test_doubts_weigh_what_the_evidence_is_worth():
+    noise = {"evidence": {"reliability": 0.3, "moved": {}}}
+    assert len(doubts(noise)) == 1
+    known = {"auroc": 0.9, "auroc_interval": [0.85, 0.93]}
+    assert doubts(noise | {"calibration": known}) == []
+    weak = {"auroc": 0.66, "auroc_interval": [0.59, 0.73]}
+    assert len(doubts(noise | {"calibration": weak})) == 1
+
+    def loop(**losses):
+        return doubts({"evidence": {"reliability": None, "moved": {"loop": losses}}})
+
+    good = {"safe": [0.5, 0.1], "rows": [0.9, 0.8], "swapped": [2.0, 1.5]}
+    assert loop(**good) == []
+    (still,) = loop(**good | {"safe": [0.5, 0.49]})
+    assert "took their loss from 0.500 to 0.490" in still
+    (foreign,) = loop(**good | {"safe": [2.0, 0.1]})  # by heart in the end
+    assert "as likely behind each other's prompts" in foreign
 
 
 def test_every_way_to_select_takes_auto(tmp_path):

@@ -39,6 +39,22 @@ def test_a_log_is_never_silent_for_long():
     assert lines[-1] == "scored"
 
 
+def test_a_script_speaks_while_its_libraries_load(tmp_path):
+    slow = "import time\ntime.sleep(1)\ndef main():\n    print('ran')\n"
+    (tmp_path / "slow.py").write_text(slow)
+    script = "from seal import progress\nfrom seal.utils import entry\nprogress.SECONDS = 0.4\n"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{script}entry.run_module('slow')"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=tmp_path,
+    )
+    first, *between, last = done.stdout.splitlines()
+    assert (first, last) == ("loading the libraries", "ran")
+    assert between and all(line.startswith("working: ") for line in between)
+
+
 def test_other_ranks_say_nothing():
     assert output(RANK="1") == ""
 

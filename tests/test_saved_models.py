@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from loaders import answer_of
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from tiny_world import make_model, make_rows, make_tokenizer, write_rows
@@ -154,6 +155,7 @@ def test_the_gap_from_an_adapter_trains_a_tracker_and_ships_the_model(
     assert state.keys() == load_file(tmp_path / "adapter/adapter_model.safetensors").keys()
     base = AutoModelForCausalLM.from_pretrained(model)
     assert PeftModel.from_pretrained(base, tmp_path / "out").peft_config["default"].r == 4
+    answer_of(tmp_path / "out", trl=False)
 
 
 def test_an_unknown_adapter_is_never_run(model):

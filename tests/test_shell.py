@@ -136,6 +136,19 @@ def test_a_script_passes_its_flags_on_in_order(tmp_path):
     assert str(ROOT / "data/RedOrca") in words
 
 
+def test_a_step_of_the_quickstart_is_never_silent_for_long(tmp_path):
+    script = f"""set -euo pipefail
+    source {SCRIPTS}/bootstrap.sh
+    SILENCE=0.3
+    watched {tmp_path}/log bash -c 'printf "one\\rtwo\\r"; sleep 1'
+    watched {tmp_path}/log false || echo "status $?"
+    """
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    *between, last = done.stdout.splitlines()
+    assert len(between) in (2, 3) and set(between) == {"[seal]   two"}
+    assert last == "status 1"
+
+
 def test_requirements_pin_what_setup_allows():
     from packaging.specifiers import SpecifierSet
 

@@ -74,11 +74,27 @@ print(sys.prefix)')" || exit 2
     say "installed in $((SECONDS - started)) s"
 }
 
+# watched LOG COMMAND...: runs COMMAND, its output in LOG, whose last line is said every SILENCE seconds.
+SILENCE=10
+watched() {
+    local log="$1" status=0 beat
+    shift
+    : >"$log"
+    while sleep "$SILENCE" >/dev/null 2>&1 && kill -0 $$ 2>/dev/null; do
+        say "  $(tail -c 1000 "$log" | tr '\r' '\n' | grep . | tail -n 1 | cut -c 1-120)"
+    done &
+    beat=$!
+    "$@" >"$log" 2>&1 || status=$?
+    kill "$beat"
+    wait "$beat" 2>/dev/null || true
+    return "$status"
+}
+
 # run_pip LOG ARGS...: pip without its chatter; on failure the end of what it said.
 run_pip() {
     local log="$1"
     shift
-    if ! python -m pip --no-input --disable-pip-version-check "$@" >"$log" 2>&1; then
+    if ! watched "$log" python -m pip --no-input --disable-pip-version-check "$@"; then
         tail -n 25 "$log" >&2
         die "pip failed; all it said is in $log"
     fi

@@ -57,7 +57,7 @@ step() {
         STALE=yes
         rm -f "$seconds"
         printf '%s' "$KEY" >"$key"
-        if ! "$@" >"$log" 2>&1; then
+        if ! watched "$log" "$@"; then
             tail -n 25 "$log" >&2
             die "'$title' failed; all it said is in $log"
         fi

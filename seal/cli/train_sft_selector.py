@@ -21,7 +21,7 @@ from seal.selection.artefact import write_selection
 from seal.selection.calibration import calibrate
 from seal.selection.evidence import told
 from seal.selection.representation import Head, layers_to_try, middle, standardised
-from seal.trainer.evaluation import half_means, half_sums, pooled_states
+from seal.trainer.evaluation import Moved, half_means, half_sums, pooled_states
 from seal.trainer.scorers import relative_contrast, reliability_of_rows
 from seal.trainer.selector_trainer import SelectorPlan, SelectorTrainer
 from seal.trainer.step import RowModel
@@ -47,16 +47,19 @@ def train(args) -> None:
     steps = args.max_epochs * steps_per_epoch
     selector_factor = schedule_factor(args.selector_lr_scheduler, steps, args.lr_warmup_ratio)
     model, tracker = prepare_models(args, strategy, concatenate(safe, pool), steps)
+    moved = Moved(model, safe, user, args.seed, swapped=True)  # a resumed run looks at the same
     states, depth, head_of = start_states(args, model, len(safe))
     selector = Selector(len(pool), args.selector_activation, args.selector_optim, states)
     plan = flags.settings(SelectorPlan, args, **flags.cadence(args, steps_per_epoch))
     meta = flags.artefact_meta(args, user, args.selector_estimator, args.pretrain)
     contrasted = bool(tracker) and states is None  # a head's score is its logit
     meta["forward_equivalents"] = plan.forward_equivalents(bool(tracker)) + depth + 2 * contrasted
+    meta["forward_equivalents"] += moved.rows / len(user)
 
-    def save(path: str, score=None, evidence=None) -> dict:
+    def save(path: str, score=None, worth=None) -> dict:
         score = selector.logits.double().numpy() if score is None else score
         columns = selector_columns(user, selector, score)
+        evidence = {"reliability": worth, "moved": {"loop": moved.losses()}}
         extra = {"evidence": evidence, "head": head_of(selector)}
         if len(pool) > len(user):
             extra |= {"calibration": calibrate(score[: len(user)], score[len(user) :])}
@@ -163,7 +166,7 @@ def prepare_models(args, strategy, rows, steps):
 
 
 def final_score(model, tracker, n_safe):
-    """One contrast pass with the final models: float64 [user rows], and its evidence.
+    """One contrast pass with the final models: float64 [user rows], and its reliability.
 
     The trained logit carries the noise of early visits, when both models were still alike.
     """
@@ -174,7 +177,7 @@ def final_score(model, tracker, n_safe):
         relative_contrast(*(half_means(part, tokens, half) for part in sums))
         for half in (None, 0, 1)
     )
-    return score, {"reliability": reliability_of_rows(*halves), "moved": {}}
+    return score, reliability_of_rows(*halves)
 
 
 def save_model(args, model, tokenizer, base: Path, safe, user) -> None:

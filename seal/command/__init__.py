@@ -28,6 +28,7 @@ from seal.command import (
     show,
 )
 from seal.errors import InputError
+from seal.progress import Progress
 
 SUBCOMMANDS = (
     show,
@@ -76,7 +77,8 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # deepspeed logs to stdout when it is imported
+        # deepspeed logs to stdout when it is imported
+        with contextlib.redirect_stdout(sys.stderr), Progress("working"):
             result, text = args.run(args)
         print(json.dumps(result, ensure_ascii=False, allow_nan=False) if args.json else text)
         sys.stdout.flush()

@@ -18,6 +18,7 @@ from seal.assess.prompts import read_records
 from seal.assess.results import write_results
 from seal.demo.evaluation import ask, held_out, load, require_world, shares
 from seal.errors import InputError
+from seal.progress import Progress
 from seal.selection.artefact import Selection, kept_mask, read_selection
 from seal.statistics import auroc
 
@@ -150,7 +151,10 @@ def main() -> int:
     args = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
     try:
-        results = compare(args.world, args.selector, args.topp, args.arm, args.seconds, args.out)
+        with Progress("comparing"):
+            results = compare(
+                args.world, args.selector, args.topp, args.arm, args.seconds, args.out
+            )
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -11,6 +11,7 @@ from seal.assess.generation import Sampling, Template, batches_of, resolve, toke
 from seal.assess.prompts import read_prompts
 from seal.assess.rendering import encode_prompts
 from seal.errors import InputError
+from seal.progress import Progress
 
 HELD_OUT = {
     "harmful": "eval_refusal",
@@ -44,10 +45,12 @@ def generate(
     encoded = encode_prompts(prompts, tokenizer, Template(chat=True))
     lengths, answers = [len(ids) for ids in encoded], [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: -lengths[i])
-    for batch in batches_of(order, lengths, max_new_tokens, TOKEN_BUDGET):
-        found = engine([encoded[i] for i in batch], [0] * len(batch))
-        for i, (text, *_) in zip(batch, found, strict=True):
-            answers[i] = text
+    with Progress("answers", len(prompts), "prompts") as work:
+        for batch in batches_of(order, lengths, max_new_tokens, TOKEN_BUDGET):
+            found = engine([encoded[i] for i in batch], [0] * len(batch))
+            work.update(len(batch))
+            for i, (text, *_) in zip(batch, found, strict=True):
+                answers[i] = text
     return answers
 
 

@@ -15,6 +15,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from seal.progress import Progress
+
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}"
@@ -150,16 +152,18 @@ def train(
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
     model.train()
-    for epoch in range(epochs):
-        losses = []
-        for batch in _batches(encoded, batch_size, rng):
-            loss = model(**_collate(batch, tokenizer.pad_token_id), use_cache=False).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            losses.append(loss.detach())
-        mean = torch.stack(losses).mean().item()
-        say(f"epoch {epoch + 1}/{epochs}: loss {mean:.3f} nats a token")
+    with Progress("aligning", steps, "steps") as work:
+        for epoch in range(epochs):
+            losses = []
+            for batch in _batches(encoded, batch_size, rng):
+                loss = model(**_collate(batch, tokenizer.pad_token_id), use_cache=False).loss
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+                losses.append(loss.detach())
+                work.update()
+            mean = torch.stack(losses).mean().item()
+            say(f"epoch {epoch + 1}/{epochs}: loss {mean:.3f} nats a token")
     model.eval()

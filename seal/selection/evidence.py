@@ -7,16 +7,16 @@ RELIABILITY = 0.4
 MOVED = 0.05  # share of the loss that tuning must take away
 LEARNED = 0.1  # nats a token below which there is little left to take
 OWN_PROMPT = 1.05  # loss behind another's prompt over loss behind the own one
+KNOWN = 0.75  # canaries told apart so well outweigh a low reliability
 
 
 def told(meta: Mapping) -> list[str]:
     """The evidence of an artefact in lines for a terminal, its doubts last, as warnings."""
     evidence, lines = meta.get("evidence") or {}, []
     for name, losses in (evidence.get("moved") or {}).items():
-        before, after = losses["safe" if name == "safe" else "rows"]
-        lines.append(
-            f"tuned on {_rows_of(name)}: loss of held-out ones {before:.3f} to {after:.3f}"
-        )
+        of, before, after = _looked_at(name, losses)
+        seen = "some" if name == "loop" else "held-out ones"
+        lines.append(f"tuned on {of}: loss of {seen} {before:.3f} to {after:.3f}")
     if anchors := evidence.get("anchors"):
         low, high = anchors["auroc_interval"]
         lines += [
@@ -42,27 +42,18 @@ def doubts(meta: Mapping) -> list[str]:
     """
     evidence = meta.get("evidence") or {}
     said = [*_unmoved(evidence.get("moved") or {})]
+    calibration = meta.get("calibration")
+    low, high = calibration["auroc_interval"] if calibration else (0.0, 1.0)
     worth = evidence.get("reliability")
-    if worth is not None and worth < RELIABILITY and "halves" in evidence:
-        said.append(
-            f"the score from two halves of {evidence['halves']} agrees at {worth:.2f} only, below "
-            f"{RELIABILITY}: most of it is noise; bring more of them, or use another method"
-        )
-    elif worth is not None and worth < RELIABILITY:
-        said.append(
-            f"the score from the even and from the odd response tokens agrees at {worth:.2f} only, "
-            f"below {RELIABILITY}: most of it is noise; tune longer or at a higher rate, or use "
-            "another method"
-        )
+    if worth is not None and worth < RELIABILITY and low < KNOWN:
+        said.append(_unreliable(worth, evidence.get("halves")))
     anchors = evidence.get("anchors")
     if anchors and anchors["auroc_interval"][0] <= 0.5:
         said.append(
             "the score does not tell held-out anchors apart: AUROC {:.2f}, 95 % interval {:.2f} to "
             "{:.2f}".format(anchors["auroc"], *anchors["auroc_interval"])
         )
-    calibration = meta.get("calibration")
-    if calibration and calibration["auroc_interval"][0] <= 0.5:
-        low, high = calibration["auroc_interval"]
+    if calibration and low <= 0.5:
         said.append(
             f"the score does not tell the canaries from other rows: AUROC "
             f"{calibration['auroc']:.2f}, 95 % interval {low:.2f} to {high:.2f}"
@@ -70,25 +61,35 @@ def doubts(meta: Mapping) -> list[str]:
     return said
 
 
+def _unreliable(worth: float, halves: str | None) -> str:
+    if halves:
+        of, remedy = f"two halves of {halves}", "bring more of them"
+    else:
+        of, remedy = "the even and from the odd response tokens", "tune longer or at a higher rate"
+    return (
+        f"the score from {of} agrees at {worth:.2f} only, below {RELIABILITY}: most of it is "
+        f"noise; {remedy}, or use another method"
+    )
+
+
 def _unmoved(moved: Mapping) -> list[str]:
     """Models whose tuning changed next to nothing, and a safe set that says nothing."""
     said, still = [], set()
     for name, losses in moved.items():
-        before, after = losses["safe" if name == "safe" else "rows"]
-        of = _rows_of(name)
+        of, before, after = _looked_at(name, losses)
         if before > LEARNED and after > (1 - MOVED) * before and of not in still:
             still.add(of)  # of several folds one is enough
             said.append(
-                f"tuning on {of} took the loss of held-out ones from {before:.3f} to "
-                f"{after:.3f} nats only: raise --learning_rate or --tune_epochs, or lower "
-                "--train_batch_size"
+                f"tuning on {of} took their loss from {before:.3f} to {after:.3f} nats only: "
+                "raise --learning_rate or the epochs, or lower --train_batch_size"
             )
         if "swapped" in losses:
-            own, other = losses["safe"], losses["swapped"]
+            looks = 1 if name == "loop" else 2  # what it has seen it may know by heart
+            own, other = losses["safe"][:looks], losses["swapped"][:looks]
             if all(o < OWN_PROMPT * s for s, o in zip(own, other, strict=True)):
                 said.append(
                     "the safe responses are as likely behind each other's prompts as behind their "
-                    f"own ({other[1]:.2f} and {own[1]:.2f} nats): look whether the safe set is "
+                    f"own ({other[-1]:.2f} and {own[-1]:.2f} nats): look whether the safe set is "
                     "what it should be"
                 )
     return said
@@ -98,5 +99,7 @@ def _pairs(curve: list) -> str:
     return ", ".join(f"{at}: {area:.3f}" for at, area in curve)
 
 
-def _rows_of(name: str) -> str:
-    return "the safe rows" if name == "safe" else "the user's rows"
+def _looked_at(name: str, losses: Mapping) -> tuple[str, float, float]:
+    """The rows that a model was tuned on, and their loss before and after."""
+    safe = name in ("safe", "loop")
+    return "the safe rows" if safe else "the user's rows", *losses["safe" if safe else "rows"]

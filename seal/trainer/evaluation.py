@@ -4,11 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from seal.datasets import SFTDataset
 from seal.errors import NonFiniteLoss
 from seal.progress import Progress
 from seal.trainer.step import RowModel
 
 BATCH_ROWS = 1024
+LOOKED_AT = 64  # rows of each set whose loss is taken before and after tuning, at most
 
 
 def half_sums(model: RowModel, rows: np.ndarray, note: str = "evaluation") -> np.ndarray:
@@ -95,3 +97,32 @@ def mean_loss(model: RowModel, per: str) -> float:
     """
     means = row_means(model, np.arange(len(model.dataset)))
     return float(np.average(means, weights=model.dataset.supervised if per == "token" else None))
+
+
+class Moved:
+    """How far tuning moves a model's loss on a sample of the safe rows and of the user's.
+
+    Args:
+        model: before it is tuned.
+        safe, user: rows of both sets.
+        seed: of the samples.
+        swapped: look at safe responses behind each other's prompts too.
+    """
+
+    def __init__(
+        self, model: RowModel, safe: SFTDataset, user: SFTDataset, seed: int, swapped: bool
+    ):
+        looked_at = {"safe": safe.sample(LOOKED_AT, seed), "rows": user.sample(LOOKED_AT, seed)}
+        if swapped:
+            looked_at["swapped"] = looked_at["safe"].swapped()
+        self._models = {name: model.over(rows) for name, rows in looked_at.items()}
+        self.rows = 2 * sum(map(len, looked_at.values()))  # that both looks pass
+        self._before = self._look()
+
+    def losses(self) -> dict[str, list[float]]:
+        """Name of the set to its mean loss before and now, nats a token."""
+        now = self._look()
+        return {name: [before, now[name]] for name, before in self._before.items()}
+
+    def _look(self) -> dict[str, float]:
+        return {name: mean_loss(model, per="row") for name, model in self._models.items()}

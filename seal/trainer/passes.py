@@ -20,7 +20,7 @@ from seal.errors import InputError
 from seal.ids import folds_of
 from seal.models.actor import ModelSettings, load_actor
 from seal.selection.representation import States
-from seal.trainer.evaluation import half_means, half_sums, pooled_states, row_means
+from seal.trainer.evaluation import Moved, half_means, half_sums, pooled_states
 from seal.trainer.scoring import Parts
 from seal.trainer.sft_trainer import SFTPlan, SFTTrainer
 from seal.trainer.step import RowModel
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from seal.utils.strategy import DeepspeedStrategy
 
 HELD_OUT = 20  # one safe row in so many is kept from tuning, to see how far the model moved
-HELD_ROWS = 64  # rows of each set that are looked at for it, at most
 
 
 @dataclass(frozen=True)
@@ -186,8 +185,7 @@ class Passes:
         held = folds_of(safe.ids, HELD_OUT) == 0
         apart = held.any() and not held.all()
         self._tuned_on = safe.select(np.flatnonzero(~held)) if apart else safe
-        looked_at = safe.select(np.flatnonzero(held)) if apart else safe
-        self._held_safe = looked_at.sample(HELD_ROWS, tuning.seed)
+        self._held_safe = safe.select(np.flatnonzero(held)) if apart else safe
 
     def start_loss(self) -> np.ndarray:
         """Loss under the model as it comes."""
@@ -349,22 +347,12 @@ class Passes:
 
     def _tune(self, engine, tune_on: SFTDataset, rows: SFTDataset, note: dict) -> None:
         """Tunes an engine, and notes how far the loss of held-out rows moved."""
-        tuning, looked_at = self.tuning, {"safe": self._held_safe}
-        looked_at["rows"] = rows.sample(HELD_ROWS, tuning.seed)
-        if tune_on is self._tuned_on:
-            looked_at["swapped"] = self._held_safe.swapped()
-        moved = {name: [self._mean(engine, held)] for name, held in looked_at.items()}
-        plan = SFTPlan(tuning.tune_epochs, tuning.train_batch_size, tuning.seed)
-        tune(self.engines.over(engine, tune_on), plan)
-        for name, held in looked_at.items():
-            moved[name].append(self._mean(engine, held))
-        passes = 3 * tuning.tune_epochs * len(tune_on) + 2 * sum(map(len, looked_at.values()))
-        note["cost"] += passes / len(self.rows)
-        note["moved"] = moved
-
-    def _mean(self, engine, rows: SFTDataset) -> float:
-        model = self.engines.over(engine, rows)
-        return float(row_means(model, np.arange(len(rows))).mean())
+        tuning, model = self.tuning, self.engines.over(engine, tune_on)
+        safe = tune_on is self._tuned_on
+        moved = Moved(model, self._held_safe, rows, tuning.seed, swapped=safe)
+        tune(model, SFTPlan(tuning.tune_epochs, tuning.train_batch_size, tuning.seed))
+        note["moved"] = moved.losses()
+        note["cost"] += (3 * tuning.tune_epochs * len(tune_on) + moved.rows) / len(self.rows)
 
     def _step_along_safe_gradient(self, engine, direction: float) -> None:
         """One optimizer step of size `influence_step` on the mean safe loss."""

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import importlib
 import logging
 import os
 import shlex
@@ -49,6 +50,16 @@ def run(main: Callable[[], None]) -> None:
         sys.stdout.flush()
         os._exit(128 + signal.SIGINT)  # not through a process group whose work is broken off
     finish(status)
+
+
+def run_module(name: str) -> None:
+    """Runs a module's `main`; its imports, which take seconds, are part of the run."""
+
+    def main() -> None:
+        say("loading the libraries")
+        importlib.import_module(name).main()
+
+    run(main)
 
 
 def _interrupted(launcher: list[str]) -> None:
