@@ -297,6 +297,11 @@ def test_the_config_of_the_readme_parses(tmp_path):
     (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
     args = configured(tmp_path, text, *NEEDED["train_sft"])
     assert args.target_modules == ["q_proj", "v_proj"] and args.bf16
+    (tmp_path / "run.yaml").write_text(text)
+    values = {"config": tmp_path / "run.yaml", "train_batch_size": 4}
+    values |= {"new_dataset": "a", "dataset": "b", "method": "knn"}
+    args = cli.score_parser().parse_values(values, "score")
+    assert (args.learning_rate, args.train_batch_size) == (5e-4, 4)
 
 
 @pytest.mark.parametrize(

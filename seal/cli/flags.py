@@ -67,8 +67,10 @@ class Parser(argparse.ArgumentParser):
         return super().parse_args([*given, *words])
 
     def parse_values(self, values: dict, source: str) -> argparse.Namespace:
-        """Flags as Python values; see `seal.utils.config.words_of`."""
-        return super().parse_args(words_of(values, self._flags(), source))
+        """Flags as Python values, see `seal.utils.config.words_of`; they win over a `config`."""
+        files = [f"--config={path}" for name, path in values.items() if name == "config"]
+        values = {name: value for name, value in values.items() if name != "config"}
+        return self.parse_args([*files, *words_of(values, self._flags(), source)])
 
     def _flags(self) -> list[argparse.Action]:
         return [action for action in self._actions if action.dest not in ("help", "config")]

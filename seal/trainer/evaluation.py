@@ -1,6 +1,6 @@
 """Loss of rows without training on them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -9,7 +9,9 @@ from seal.errors import NonFiniteLoss
 from seal.progress import Progress
 from seal.trainer.step import RowModel
 
-BATCH_ROWS = 1024
+BATCH_ROWS = 1024  # between two reports of progress, at most
+FEWEST_ROWS = 16  # of a rank: packs of fewer are not full
+REPORTS = 20  # of a pass, at least
 LOOKED_AT = 64  # rows of each set whose loss is taken before and after tuning, at most
 
 
@@ -27,11 +29,10 @@ def half_sums(model: RowModel, rows: np.ndarray, note: str = "evaluation") -> np
     model.engine.eval()
     sums = np.empty((len(rows), 2))
     with Progress(note, len(rows)) as work:
-        for start in range(0, len(rows), BATCH_ROWS):
-            part = rows[start : start + BATCH_ROWS]
-            sums[start : start + BATCH_ROWS] = model.half_sums(part).double().numpy()
-            tokens = model.dataset.supervised[part].sum()
-            work.update(len(part), loss=sums[start : start + BATCH_ROWS].sum() / tokens)
+        for at in _parts(model, len(rows)):
+            sums[at] = model.half_sums(rows[at]).double().numpy()
+            tokens = model.dataset.supervised[rows[at]].sum()
+            work.update(len(rows[at]), loss=sums[at].sum() / tokens)
     model.engine.train()
     return sums
 
@@ -53,10 +54,9 @@ def pooled_states(
     model.engine.eval()
     found = []
     with Progress(note, len(rows)) as work:
-        for start in range(0, len(rows), BATCH_ROWS):
-            part = rows[start : start + BATCH_ROWS]
-            found.append(model.states(part, layers).transpose(0, 1).numpy())
-            work.update(len(part))
+        for at in _parts(model, len(rows)):
+            found.append(model.states(rows[at], layers).transpose(0, 1).numpy())
+            work.update(len(rows[at]))
     model.engine.train()
     states = np.concatenate(found)
     bad = np.flatnonzero(~np.isfinite(states).all(axis=(1, 2, 3)))
@@ -66,6 +66,13 @@ def pooled_states(
             f"row {model.dataset.row_numbers[rows[bad[0]]]}; look at the model and its precision"
         )
     return states
+
+
+def _parts(model: RowModel, rows: int) -> Iterator[slice]:
+    """Parts of `rows` rows, small enough to show progress and large enough to fill every rank."""
+    size = max(FEWEST_ROWS * model.strategy.world_size, -(-rows // REPORTS))
+    size = min(BATCH_ROWS, size)
+    return (slice(start, start + size) for start in range(0, rows, size))
 
 
 def half_means(sums: np.ndarray, tokens: np.ndarray, half: int | None = None) -> np.ndarray:
