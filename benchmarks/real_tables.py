@@ -195,7 +195,8 @@ def arms_page(arms: list[dict], aligned: dict, errors: tuple) -> str:
         true = rogan_gladen(_complied(found).ravel(), *errors)
         lines.append(
             f"| {p:g} | {rate:g} | {mix:g} | {name} | {len(found)} | {mean['unsafe_rows']:.1f} | "
-            f"{mean['harmful_score']:.3f} | {true.estimate:.3f} [{true.low:.3f}, {true.high:.3f}] | "
+            f"{mean['harmful_score']:.3f} | "
+            f"{true.estimate:.3f} [{true.low:.3f}, {true.high:.3f}] | "
             f"{_less_random(found, setting[0])} | {_closed(found, *setting[1:])} | "
             f"{mean['refusal']:.3f} | "
             f"{mean['over_refusal']:.3f} | {mean['benign_loss']:.4f} | {mean['safe_loss']:.4f} | "

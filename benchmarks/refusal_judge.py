@@ -1,6 +1,6 @@
 """How well a refusal judge knows a model that it has never seen, by leaving families out.
 
-    python benchmarks/refusal_judge.py --data ../shared/data [--encoder DIR] [--save FILE] [--out FILE]
+    python benchmarks/refusal_judge.py --data ../shared/data [--encoder DIR] [--out FILE]
 
 Each of three families of human-labelled XSTest answers is left out in turn. The trained judge
 learns from the other families' answers to *other* prompts (five folds by prompt, so no topic is
