@@ -59,6 +59,14 @@ def flag_cases() -> Iterator[Case]:
             yield f"flag-{name}-alone", script, f"--{name}"
 
 
+def written(pattern: Path, contents: dict[str, str | bytes]) -> Iterator[tuple[str, Path]]:
+    """Writes each content under its name, which takes the place of {} in `pattern`."""
+    for name, content in contents.items():
+        path = Path(str(pattern).format(name))
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        yield name, path
+
+
 def config_cases(world: Path) -> Iterator[Case]:
     """YAML files of flags."""
     texts = {
@@ -73,9 +81,7 @@ def config_cases(world: Path) -> Iterator[Case]:
         "code": "max_len: !!python/object/apply:os.getcwd []",
         "binary": "\x00\x01",
     }
-    for name, text in texts.items():
-        path = world / f"config-{name}.yaml"
-        path.write_text(text)
+    for name, path in written(world / "config-{}.yaml", texts):
         yield f"config-{name}", "sft", f"--config {path}"
     yield "config-missing", "sft", f"--config {world}/none.yaml"
     yield "config-directory", "sft", f"--config {world}"
@@ -111,9 +117,7 @@ def file_cases(world: Path) -> Iterator[Case]:
             "other": sound["parquet" if suffix != "parquet" else "jsonl"],
             "utf16": "\n".join(json.dumps(row) for row in ROWS).encode("utf-16"),
         }
-        for damage, changed in damaged.items():
-            path = world / f"{damage}.{suffix}"
-            path.write_bytes(changed)
+        for damage, path in written(world / f"{{}}.{suffix}", damaged):
             yield f"file-{suffix}-{damage}", "sft", f"--dataset {path}"
     records = {
         "numbers": "1\n2\n",
@@ -132,9 +136,8 @@ def file_cases(world: Path) -> Iterator[Case]:
         "only-user": '{"messages": [{"role": "user", "content": "a"}]}\n',
         "images": '{"prompt": [{"type": "image"}], "response": "b"}\n',
     }
-    for name, line in records.items():
-        path = world / f"records-{name}.jsonl"
-        path.write_text(line * 3)
+    thrice = {name: line * 3 for name, line in records.items()}
+    for name, path in written(world / "records-{}.jsonl", thrice):
         yield f"records-{name}", "sft", f"--dataset {path}"
         if name in ("numbers", "silent", "messages-number"):
             yield f"new-{name}", "selector", f"--new_dataset {path}"
@@ -159,10 +162,8 @@ def artefact_cases(world: Path) -> Iterator[Case]:
         "bytes": bytes(range(256)),
         "zeros": bytes(1000),
     }
-    for name, changed in files.items():
-        for suffix in ("parquet", "pt"):
-            path = world / f"file-{name}.{suffix}"
-            path.write_bytes(changed)
+    for suffix in ("parquet", "pt"):
+        for name, path in written(world / f"file-{{}}.{suffix}", files):
             yield f"selector-{name}-{suffix}", "sft", f"--topp 0.5 --selector_path {path}"
     csv = world / "selector.csv"
     csv.write_text("id,score\n")

@@ -154,22 +154,6 @@ def scores_of(model: str, prompt_set: PromptSet, judged: Judged) -> Scores:
     )
 
 
-def measure_of(
-    scores: Scores,
-    judged: Judged,
-    answers: Sequence[str],
-    references: Sequence[str],
-    seed: int,
-) -> Measure:
-    """The measure of these scores; for a win rate with what may have swayed the judge."""
-    measure = summarise(scores, seed)
-    if judged.measure == "win_rate":
-        consistency = order_consistency(judged.verdicts)
-        lengths = sum(map(len, answers)) / max(1, sum(map(len, references)))
-        measure.details.update(order_consistency=consistency, length_ratio=lengths)
-    return measure
-
-
 def order_consistency(verdicts: Sequence[Verdict]) -> float | None:
     """Share of scored pairs on which both orders agree; None when nothing was scored."""
     agreed = [v.consistent for v in verdicts if v.consistent is not None]
@@ -185,6 +169,14 @@ def exact_match(answers: Sequence[str], references: Sequence[str]) -> np.ndarray
 
 def _plain(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _of_references(
+    model: str, one: PromptSet, measure: str, values: np.ndarray, labels: list[str]
+) -> Scores:
+    """Item scores that no judge but the references give."""
+    categories = [prompt.category for prompt in one.prompts]
+    return Scores(model, one.name, measure, "reference", values, labels, categories)
 
 
 class Findings:
@@ -218,9 +210,11 @@ class Findings:
         given = [prompt.reference for prompt in prompt_set.prompts]
         references = given if rival is None else rival
         for judged in judge_answers(prompt_set, answers, references, judges):
-            scores = scores_of(model, prompt_set, judged)
-            self.scores.append(scores)
-            self.measures.append(measure_of(scores, judged, answers, references, self.seed))
+            measure = self._note(scores_of(model, prompt_set, judged))
+            if judged.measure == "win_rate":  # what may have swayed the judge
+                consistency = order_consistency(judged.verdicts)
+                lengths = sum(map(len, answers)) / max(1, sum(map(len, references)))
+                measure.details.update(order_consistency=consistency, length_ratio=lengths)
             keys = {"model": model, "prompt_set": prompt_set.name, "measure": judged.measure}
             self.verdicts += [
                 ({**keys, "index": i}, verdict)
@@ -229,20 +223,16 @@ class Findings:
         if prompt_set.kind == "references":
             matches = exact_match([spoken(a) or "" for a in answers], given)
             labels = ["right" if match else "wrong" for match in matches]
-            self._add_scores(model, prompt_set, "exact_match", matches, labels)
+            self._note(_of_references(model, prompt_set, "exact_match", matches, labels))
 
     def add_log_perplexity(self, model: str, prompt_set: PromptSet, values: np.ndarray) -> None:
         """Adds how likely the model finds the references: float64 [N] nats a token or NaN."""
         labels = ["unscored" if math.isnan(value) else "scored" for value in values]
-        measure = self._add_scores(model, prompt_set, "log_perplexity", values, labels)
+        measure = self._note(_of_references(model, prompt_set, "log_perplexity", values, labels))
         if measure.value is not None:
             measure.details["perplexity"] = math.exp(measure.value)
 
-    def _add_scores(
-        self, model: str, one: PromptSet, measure: str, values: np.ndarray, labels: list[str]
-    ) -> Measure:
-        categories = [prompt.category for prompt in one.prompts]
-        scores = Scores(model, one.name, measure, "reference", values, labels, categories)
+    def _note(self, scores: Scores) -> Measure:
         self.scores.append(scores)
         self.measures.append(summarise(scores, self.seed))
         return self.measures[-1]
