@@ -174,7 +174,7 @@ def arms_page(arms: list[dict], aligned: dict, errors: tuple) -> str:
         f"{aligned['refusal']:.3f}, over-refusal {aligned['over_refusal']:.3f}, benign loss "
         f"{aligned['benign_loss']:.3f}, safe loss {aligned['safe_loss']:.3f}.\n",
         "| unsafe share | rate | SafeInstr share | arm | seeds | unsafe rows kept | "
-        "harmful score | its judge's error taken out | less random | gap closed | refusal | "
+        "harmful score | corrected for the judge's errors | less random | gap closed | refusal | "
         "over-refusal | benign loss | safe loss | seconds |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
