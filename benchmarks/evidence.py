@@ -32,7 +32,10 @@ from seal.trainer.scorers import ANCHORED
 RESULTS = Path(__file__).parent / "results"
 LOOPS = ("penalty", "penalty_gap")
 METHODS = (*LOOPS, "relative_excess", "excess_loss", "safe_loss", "influence", *ANCHORED)
-DEMO = "--max_len 128 --train_batch_size 32 --micro_train_batch_size 8 --lr_scheduler constant "
+WAYS = ("as asked", "safe responses shuffled", "four steps at 1e-5")
+MICRO = 8
+DEMO = f"--max_len 128 --train_batch_size 32 --micro_train_batch_size {MICRO} "
+DEMO += "--lr_scheduler constant "
 DEMO += "--learning_rate 5e-4 --zero_stage 0 --apply_chat_template --overwrite"
 COLUMNS = "world | method | selector | reliability | held-out AUROC | loss moved | warned | "
 COLUMNS += "warned without canaries | AUROC"
@@ -52,12 +55,13 @@ def ways(world: Path, work: Path, method: str) -> dict[str, str]:
     """What is scored with, by the name of the way."""
     safe, n_rows = world / "safe.jsonl", len(load_rows(str(world / "user.jsonl")))
     few = f"--dataset {safe} --learning_rate 1e-5 --train_batch_size "
-    few += f"{n_rows // 4} --max_epochs 1" if method in LOOPS else f"{n_rows // 8}"
+    batch = n_rows // (4 if method in LOOPS else 8) // MICRO * MICRO  # half of the rows tune a fold
+    few += f"{batch} --max_epochs 1" if method in LOOPS else f"{batch}"
     found = {
-        "as asked": f"--dataset {safe}",
-        "safe responses shuffled": f"--dataset {shuffled(safe, work / 'shuffled.jsonl')}",
+        WAYS[0]: f"--dataset {safe}",
+        WAYS[1]: f"--dataset {shuffled(safe, work / 'shuffled.jsonl')}",
     }
-    return found if method in ANCHORED else found | {"four steps at 1e-5": few}
+    return found if method in ANCHORED else found | {WAYS[2]: few}
 
 
 def run(world: Path, work: Path, method: str, words: str) -> Path:
@@ -136,6 +140,7 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="of the world, in the table")
     parser.add_argument("--flags", default=DEMO, help=f"of the scripts (default {DEMO!r})")
     parser.add_argument("--methods", nargs="+", default=METHODS, help="(default all)")
+    parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS, help="(default all)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.work.mkdir(parents=True, exist_ok=True)
@@ -145,6 +150,8 @@ def main() -> None:
     made |= {"commit": commit(), "versions": versions()}
     for method in args.methods:
         for way, words in ways(args.world, args.work, method).items():
+            if way not in args.ways:
+                continue
             folder = args.work / method / way.replace(" ", "_")
             found = list(folder.glob("*.parquet")) and next(iter(folder.glob("*[!0-9].parquet")))
             where = f"--selector_save_dir {folder} --selector_name it"
@@ -153,7 +160,7 @@ def main() -> None:
             new = head | record_of(path, args.world) | made
             known = [r for r in known if head != {key: r[key] for key in head}] + [new]
             print(f"{method}, {way}: {new['doubts']}", flush=True)
-    write(known)
+            write(known)
     print(json.dumps(known))
 
 

@@ -291,7 +291,7 @@ def verdict(page: dict) -> list[str]:
         lines = names[0]["lines"]
         counts = [f"{x['kept']:,} of {x['rows']:,} “{x['name']}” rows" for x in lines[:3]]
         more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
-        said.append(f"By {names[0]['name']}, what is kept: {', '.join(counts)}{more}.")
+        said.append(f"By {names[0]['name']}, kept: {', '.join(counts)}{more}.")
     several = len(page["evaluations"]) > 1
     for evaluation in page["evaluations"]:
         if evaluation["said"]:
