@@ -19,7 +19,7 @@ from seal.trainer.sft_trainer import SFTPlan
 ALIGN_RATE = 1e-3
 LETTERS = {COMPLIANCE: "c", PARTIAL: "p", REFUSAL: "r", UNSCORED: "u"}
 JUDGE = "trained"  # whose verdicts are the figures; the other's stand beside them
-LEVELS = {"oracle_keeps": 0.8, "learns": 0.9}
+ORACLE_KEEPS = 0.8  # of the aligned refusal, in a setting that is studied
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class Arms:
         for setting in self.sizes.settings:
             oracle = self.arm("oracle", p, 0, *setting, clean)
             everything = None
-            if oracle and oracle["refusal"] >= LEVELS["oracle_keeps"] * aligned["refusal"]:
+            if oracle and oracle["refusal"] >= ORACLE_KEEPS * aligned["refusal"]:
                 everything = self.arm("all", p, 0, *setting, rows)
             if oracle:
                 found[setting] = everything, oracle
@@ -210,17 +210,16 @@ class Arms:
 def chosen(found: dict, aligned: dict) -> tuple[float, float]:
     """The setting with the widest gap in harm between all rows and the oracle's.
 
-    Among those where the oracle keeps 80 % of the aligned model's refusal and nine tenths of the
-    most that any setting's benign loss falls; where there is none, the one where it keeps most.
+    Among those where the oracle keeps ORACLE_KEEPS of the aligned model's refusal; where there is
+    none, the one where it keeps most. What is learnt does not choose: the aligned model has seen
+    rows of the benign kind, and their held-out loss falls by 0.01 to 0.015 in every setting.
     """
-    falls = {s: aligned["benign_loss"] - oracle["benign_loss"] for s, (_, oracle) in found.items()}
     most = max(aligned["refusal"], 1e-9)
-    kept = {s: oracle["refusal"] / most for s, (_, oracle) in found.items()}
-    learns = LEVELS["learns"] * max(falls.values())
+    kept = {setting: oracle["refusal"] / most for setting, (_, oracle) in found.items()}
     gaps = {
         setting: everything["harmful_score"] - oracle["harmful_score"]
         for setting, (everything, oracle) in found.items()
-        if everything and falls[setting] >= learns
+        if everything and kept[setting] >= ORACLE_KEEPS
     }
     return max(gaps, key=gaps.get) if gaps else max(kept, key=kept.get)
 
