@@ -14,8 +14,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForCausalLM
 
-from seal.assess.engine import HFEngine
-from seal.assess.generation import Sampling, Template, batches_of
+from seal.assess.engine import HFEngine, answer_texts
+from seal.assess.generation import Sampling, Template
 from seal.assess.rendering import encode_prompts
 from seal.datasets import SFTDataset, load_rows, row_id, tokenize_rows
 from seal.errors import InputError
@@ -248,13 +248,7 @@ class Generator:
 
     def labels(self, judges: dict[str, Callable[[list[str]], list[str]]]) -> dict[str, np.ndarray]:
         """Each judge's label of each prompt's answer, [P]."""
-        answers, lengths = [""] * len(self.ids), [len(ids) for ids in self.ids]
-        order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
-        new = self.engine.sampling.max_new_tokens
-        for batch in batches_of(order, lengths, new, 2 * self.capacity):
-            found = self.engine([self.ids[at] for at in batch], [0] * len(batch))
-            for at, answer in zip(batch, found, strict=True):
-                answers[at] = answer[0]
+        answers = answer_texts(self.engine, self.ids, 2 * self.capacity)
         return {name: np.array(judge(answers)) for name, judge in judges.items()}
 
 

@@ -210,6 +210,24 @@ class HFEngine:
         )
 
 
+def answer_texts(engine: HFEngine, encoded: Sequence[Sequence[int]], budget: int) -> list[str]:
+    """Greedy answers to prompts, in their order; the longest prompts are answered first.
+
+    Args:
+        encoded: [N] token ids of each rendered prompt.
+        budget: Padded tokens a batch may hold, answers included.
+    """
+    lengths, answers = [len(ids) for ids in encoded], [""] * len(encoded)
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    with Progress("answers", len(encoded), "prompts") as work:
+        for batch in batches_of(order, lengths, engine.sampling.max_new_tokens, budget):
+            found = engine([encoded[i] for i in batch], [0] * len(batch))
+            work.update(len(batch))
+            for i, (text, *_) in zip(batch, found, strict=True):
+                answers[i] = text
+    return answers
+
+
 def generate(
     job: Job,
     engine: HFEngine,

@@ -5,13 +5,12 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from seal.assess import rules
-from seal.assess.engine import HFEngine, load_model
+from seal.assess.engine import HFEngine, answer_texts, load_model
 from seal.assess.evaluation import Findings, Judges, PromptSet
-from seal.assess.generation import Sampling, Template, batches_of, resolve, tokenizer_source
+from seal.assess.generation import Sampling, Template, resolve, tokenizer_source
 from seal.assess.prompts import read_prompts
 from seal.assess.rendering import encode_prompts
 from seal.errors import InputError
-from seal.progress import Progress
 
 HELD_OUT = {
     "harmful": "eval_refusal",
@@ -43,15 +42,7 @@ def generate(
     """Answers each prompt greedily through the chat template; returns the texts in order."""
     engine = HFEngine(model, tokenizer, Sampling(max_new_tokens))
     encoded = encode_prompts(prompts, tokenizer, Template(chat=True))
-    lengths, answers = [len(ids) for ids in encoded], [""] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: -lengths[i])
-    with Progress("answers", len(prompts), "prompts") as work:
-        for batch in batches_of(order, lengths, max_new_tokens, TOKEN_BUDGET):
-            found = engine([encoded[i] for i in batch], [0] * len(batch))
-            work.update(len(batch))
-            for i, (text, *_) in zip(batch, found, strict=True):
-                answers[i] = text
-    return answers
+    return answer_texts(engine, encoded, TOKEN_BUDGET)
 
 
 def held_out(data_dir: str | Path) -> list[PromptSet]:
