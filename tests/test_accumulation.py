@@ -1,7 +1,5 @@
 """Law of bf16: gradients of many micro-batches add up in float32 under every ZeRO stage."""
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -20,13 +18,6 @@ SHARE = 1.0 / 96
 LIMIT = 1e-3
 
 
-@pytest.fixture
-def own_environment():
-    """LOCAL_RANK, which ZeRO-3 keeps when it runs alone, does not outlive the test."""
-    yield
-    os.environ.pop("LOCAL_RANK", None)
-
-
 def bf16_actor() -> Actor:
     return Actor(tiny_model("llama", attn_implementation=VARLEN)).bfloat16()
 
@@ -43,7 +34,7 @@ def float32_sum(dataset) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("stage", range(4))
-def test_gradients_add_up_in_float32(own_environment, stage):
+def test_gradients_add_up_in_float32(stage):
     strategy = DeepspeedStrategy(Zero(stage), Precision(bf16=True), max_norm=0.0)
     strategy.setup_distributed()
     actor, dataset = bf16_actor(), make_dataset(ROWS)

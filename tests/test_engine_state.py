@@ -1,7 +1,6 @@
 """An engine's state survives a file under every ZeRO stage and precision, and damage is noticed."""
 
 import gc
-import os
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +21,6 @@ from seal.utils.strategy import DeepspeedStrategy, Precision, Zero
 
 ROWS = random_rows([24, 3, 17, 9], seed=4)
 SHARE = torch.full((len(ROWS),), 0.05)
-
-
-@pytest.fixture
-def own_environment():
-    """LOCAL_RANK, which ZeRO-3 keeps when it runs alone, does not outlive the test."""
-    yield
-    os.environ.pop("LOCAL_RANK", None)
 
 
 def engine_of(strategy):
@@ -52,7 +44,7 @@ def steps(strategy, engine, count: int) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("stage", range(4))
-def test_a_fresh_engine_goes_on_bit_for_bit(own_environment, tmp_path, stage, bf16):
+def test_a_fresh_engine_goes_on_bit_for_bit(tmp_path, stage, bf16):
     strategy = DeepspeedStrategy(Zero(stage), Precision(bf16))
     strategy.setup_distributed()
     engine = engine_of(strategy)
@@ -73,7 +65,7 @@ def test_a_fresh_engine_goes_on_bit_for_bit(own_environment, tmp_path, stage, bf
 
 
 @pytest.mark.parametrize("stage", range(4))
-def test_an_engine_that_is_released_leaves_no_tensor(own_environment, stage):
+def test_an_engine_that_is_released_leaves_no_tensor(stage):
     strategy = DeepspeedStrategy(Zero(stage))
     strategy.setup_distributed()
     held = []
@@ -97,7 +89,7 @@ PRECISIONS = {"fp32": Precision(), "bf16": Precision(True), "bf16 sums": Precisi
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("stage", range(4))
-def test_a_step_of_a_bad_gradient_norm_changes_nothing(own_environment, stage, precision):
+def test_a_step_of_a_bad_gradient_norm_changes_nothing(stage, precision):
     strategy = DeepspeedStrategy(Zero(stage), PRECISIONS[precision])
     strategy.setup_distributed()
     engine = engine_of(strategy)
@@ -142,9 +134,7 @@ def of_two_ranks(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("bf16", [0, 1])
 @pytest.mark.parametrize("stage", range(4))
-def test_each_rank_writes_its_own_part_and_one_rank_reads_them_all(
-    own_environment, of_two_ranks, stage, bf16
-):
+def test_each_rank_writes_its_own_part_and_one_rank_reads_them_all(of_two_ranks, stage, bf16):
     folder = of_two_ranks / f"{stage}_{bf16}"
     parts = [next(folder.glob(f"*/step_3/engine_0.{rank}.pt")) for rank in range(2)]
     values = 12 * sum(p.numel() for p in tiny_model("llama").parameters())

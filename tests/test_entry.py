@@ -38,3 +38,14 @@ def test_no_teardown_after_distributed_work(tmp_path, launcher, words, status):
     assert done.status == status, done.output
     assert "last line" in done.output and "hook ran" in done.output
     assert ("torn down" in done.output) == ("join" not in words)
+
+
+@pytest.mark.parametrize("ranks, status", [(1, 0), (2, 2)])
+def test_ranks_without_a_place_to_meet(tmp_path, ranks, status):
+    """accelerate leaves the ranks of a run within one process to the processes that it starts."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = python(script, "join", env={"RANK": "0", "WORLD_SIZE": str(ranks)})
+    assert done.status == status, done.output
+    refused = "error: rank 0 of 2, and LOCAL_RANK is not set; start with deepspeed or torchrun"
+    assert [line.startswith(refused) for line in done.errors] == [True] * (ranks - 1)

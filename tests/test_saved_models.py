@@ -1,7 +1,6 @@
 """Models on disk: what a save leaves, what a start from an adapter does, where generation ends."""
 
 import json
-import os
 
 import pytest
 import torch
@@ -33,8 +32,7 @@ LORA = dict(lora_rank=4, target_modules=["q_proj", "v_proj"])
 def strategy():
     strategy = DeepspeedStrategy(Zero(0))
     strategy.setup_distributed()
-    yield strategy
-    os.environ.pop("LOCAL_RANK", None)
+    return strategy
 
 
 @pytest.fixture

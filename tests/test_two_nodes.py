@@ -1,13 +1,13 @@
 """Two nodes, real ones as far as the network goes, give the scores of one; a lost one resumes."""
 
 import json
-import os
 import shutil
 import subprocess
 import uuid
 from pathlib import Path
 
 import pytest
+from launch import environment
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks/two_nodes.sh"
 SECONDS = 500
@@ -35,7 +35,7 @@ def test_two_nodes_give_the_scores_of_one(tmp_path):
         capture_output=True,
         text=True,
         timeout=SECONDS,
-        env=os.environ | {"HF_DATASETS_CACHE": str(tmp_path / "cache")},
+        env=environment(HF_DATASETS_CACHE=str(tmp_path / "cache")),
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])

@@ -41,6 +41,8 @@ from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedPara
 
 T = TypeVar("T")
 GRAD_ACCUM_DTYPES = ("fp32", "bf16")
+# Launchers set them.
+RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 ROLL_CALL_SECONDS = 5
 CACHED = "_PartitionedParameterCoordinator__params_to_release"
 
@@ -129,9 +131,15 @@ class DeepspeedStrategy:
         # every later run waits for without end (torch.utils.file_baton; deepspeed 0.19.8).
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         backend = "gloo" if self.device.type == "cpu" else None
-        if "RANK" not in os.environ and not torch.distributed.is_initialized():
+        missing = [name for name in RENDEZVOUS if name not in os.environ]
+        if missing and not torch.distributed.is_initialized():
+            if self.rank or self.world_size > 1:
+                raise InputError(
+                    f"rank {self.rank} of {self.world_size}, and {missing[0]} is not set; start "
+                    "with deepspeed or torchrun, which set it, or unset RANK and WORLD_SIZE"
+                )
             # Alone: no port to find, no rank that a child process would inherit. DeepSpeed would
-            # ask mpi4py for them.
+            # ask mpi4py for them. A parent that uses accelerate leaves RANK and WORLD_SIZE behind.
             store = torch.distributed.HashStore()
             torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
         if self.zero.stage == 3:  # reads it while a model loads, and in the first steps
