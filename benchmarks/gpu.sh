@@ -46,8 +46,8 @@ measure() { # NAME SHARE FLAGS...: the step, at the flags of the published scrip
 checked=--gradient_checkpointing kernels=kernels
 [[ $device == cuda ]] || kernels=both
 run laws 22 python -m pytest -q tests/test_device.py
-measure selector 40 $checked --schedule $kernels --phase gamma0 gamma \
-    --micro_train_batch_size 1 8 --profile "$out/gpu_profile.txt"
+measure selector 40 $checked --schedule $kernels --phase gamma gamma0 \
+    --micro_train_batch_size 8 1 --profile "$out/gpu_profile.txt"
 measure sft 30 $checked --work sft --schedule ours
 run head 8 python benchmarks/head.py --device "$device" --out "$out/gpu_head.json"
 measure unchecked 25 --schedule ours --phase gamma0 gamma

@@ -24,7 +24,7 @@ ORACLE_KEEPS = 0.8  # of the aligned refusal, in a setting that is studied
 
 @dataclass(frozen=True)
 class ArmSizes:
-    """Rows, steps and prompts of every arm, sized so that a core trains one in five minutes.
+    """Rows, steps and prompts of every arm: a core trains and asks one in a quarter of an hour.
 
     Attributes:
         settings: learning rate and share of SafeInstr rows: what is swept.
@@ -37,8 +37,8 @@ class ArmSizes:
     steps: int = 64
     batch: int = 16
     held_out: int = 100  # benign and safe rows each
-    prompts: int = 40  # of each of the three sources
-    over: int = 50  # XSTest's safe prompts
+    prompts: int = 100  # of each of the three sources
+    over: int = 250  # XSTest's safe prompts
     new_tokens: int = 40
     share: float = 0.3  # of the user's rows, unsafe
     settings: tuple[tuple[float, float], ...] = ((2e-4, 0.0), (3e-4, 0.0), (3e-4, 0.1))

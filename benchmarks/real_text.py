@@ -124,10 +124,10 @@ class Study:
         }
         np.savez(self.out / f"states_{seed}.npz", groups=scores.groups, **parts)
 
-    def arms(self) -> None:
+    def arms(self, align_only: bool) -> None:
         """Aligns, sweeps, then the arms."""
         arms = Arms(self.world, self.corpus, self.arm_sizes, self.ledger)
-        if self.ledger.unit("align", arms.align) is None:
+        if self.ledger.unit("align", arms.align) is None or align_only:
             return
         if not (self.world.work / "aligned/config.json").exists():
             raise InputError("the aligned model is not in --work; give the one of that run")
@@ -135,18 +135,18 @@ class Study:
         setting = arms.sweep()
         if setting is None:
             return
-        (rate, mix), p = setting, self.arm_sizes.share
+        (rate, mix), share = setting, self.arm_sizes.share
         self.ledger.unit("setting", lambda: {"rate": rate, "safeinstr": mix})
-        for groups in (SELECTING[:1], ERODING[:2], SELECTING[1:], ERODING[2:]):
+        for p, mixed, groups in (
+            (share, mix, SELECTING[:1]),
+            (0.1, mix, SELECTING[:1]),
+            (0.0, 0.0, ERODING[:2]),
+            (share, mix, SELECTING[1:]),
+            (0.0, 0.0, ERODING[2:]),
+            (share, mix + 0.1, SELECTING[:1]),
+        ):
             for seed in self.seeds:
-                if groups in (SELECTING[:1], SELECTING[1:]):
-                    self.arms_of(arms, p, seed, rate, mix, groups)
-                else:
-                    self.arms_of(arms, 0.0, seed, rate, 0.0, groups)
-        for seed in self.seeds:
-            self.arms_of(arms, p, seed, rate, mix + 0.1, SELECTING[:1])
-        for p in (0.1, 0.05, 0.01):
-            self.arms_of(arms, p, 0, rate, mix, ())
+                self.arms_of(arms, p, seed, rate, mixed, groups)
 
     def arms_of(self, arms: Arms, p: float, seed: int, rate: float, mix: float, groups) -> None:
         """All rows, the oracle's, random rows, and those that each score keeps: at most 1 - p.
@@ -180,18 +180,17 @@ class Study:
         if "scores" in parts:
             for seed in self.seeds:
                 self.scores(seed, "mixed")
-        if "arms" in parts:
-            self.arms()
+        if {"align", "arms"} & set(parts):
+            self.arms(align_only="arms" not in parts)
             self.world.start_from(self.world.pretrain)
         if "scores" in parts:
-            for seed in self.development:
-                self.scores(seed, "mixed")
-            self.loops(self.seeds[0])
             for seed in self.seeds:
                 for safe_set in ("half", "ordinary"):
                     self.scores(seed, safe_set)
-            for seed in self.seeds[1:]:
+            for seed in self.seeds:
                 self.loops(seed)
+            for seed in self.development:
+                self.scores(seed, "mixed")
 
 
 def main() -> int:
@@ -204,7 +203,8 @@ def main() -> int:
     add("--out", type=Path, required=True, help="folder to write")
     add("--work", type=Path, help="folder for what need not be kept (default <out>/work)")
     add("--seconds", type=float, default=1e9, help="begin no unit after so many (default all)")
-    add("--parts", nargs="+", choices=("states", "scores", "arms"), default=["scores", "arms"])
+    parts = ("states", "scores", "align", "arms")
+    add("--parts", nargs="+", choices=parts, default=["scores", "arms"])
     add("--capacity", type=int, help="tokens a micro-batch (default 16384 on a GPU, else 2048)")
     add("--bf16", action="store_true", help="bfloat16 on a CPU too")
     add("--seeds", type=int, nargs="+", default=SEEDS, help="draws, of those of the tables")
