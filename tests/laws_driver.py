@@ -152,7 +152,8 @@ class Record:
     def log(self, step: int, metrics: dict, show: bool = True) -> None:
         """Keeps the metrics of a training step, but for the clock's."""
         if "train/epoch" in metrics:
-            del metrics["train/tokens_per_second"]
+            for name in ("tokens_per_second", "tflops", "peak_gib", "utilisation"):
+                metrics.pop(f"train/{name}", None)
             self.metrics.append({"step": step, **metrics})
 
 

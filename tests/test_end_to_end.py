@@ -30,6 +30,7 @@ KEY = "0123456789abcdef" * 2 + "deadbeef"  # shaped as a wandb key
 TOKENS = {
     name: f"planted-{name}" for name in ("HF_TOKEN", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY")
 }
+SPEED = "train/tokens_per_second train/tflops train/peak_gib".split()  # differ between equal runs
 USER_ROWS, TOPP = 20, 0.7
 LORA = "--lora_rank 4 --target_modules q_proj v_proj"
 # architecture -> (launcher, flags)
@@ -121,6 +122,7 @@ def test_run_directories_hold_metrics_and_configuration(trained):
     trained_steps = [line["step"] for line in lines if "train/row_loss" in line]
     assert trained_steps == list(range(1, steps + 1))
     assert sum("selector/churn" in line for line in lines) == 2
+    assert all(set(SPEED) <= set(line) for line in lines if "train/row_loss" in line)
     assert all(np.isfinite(list(line.values())).all() for line in lines)
     run = json.loads((selector / "seal_run.json").read_text())
     assert run["arguments"]["train_batch_size"] == 8
@@ -310,7 +312,7 @@ def test_a_killed_run_resumes_bitwise(data, tmp_path, stage):
         runs = [folder / name for folder in folders]
     logs = [metrics(run / "metrics.jsonl") for run in runs]
     for line in (line for log in logs for line in log):
-        for speed in ("seconds", "train/tokens_per_second"):
+        for speed in ("seconds", *SPEED):
             line.pop(speed, None)
     assert logs[0] == logs[1]
     snapshots = list(folders[1].glob("snapshots/*/step_*"))

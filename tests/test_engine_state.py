@@ -65,6 +65,20 @@ def test_a_fresh_engine_goes_on_bit_for_bit(tmp_path, stage, bf16):
 
 
 @pytest.mark.parametrize("stage", range(4))
+def test_the_speed_that_a_step_logs(stage):
+    strategy = DeepspeedStrategy(Zero(stage))
+    strategy.setup_distributed()
+    engine = engine_of(strategy)
+    speed = strategy.speed(engine, seconds=2.0, forward=100, backward=40)
+    engine.destroy()
+    model = tiny_model("llama")
+    weights = model.num_parameters() - model.get_input_embeddings().weight.numel()
+    assert speed.pop("train/tflops") == pytest.approx((2 * 100 + 4 * 40) * weights / 2e12)
+    assert speed.pop("train/tokens_per_second") == 50 and 0.1 < speed.pop("train/peak_gib") < 24
+    assert not speed
+
+
+@pytest.mark.parametrize("stage", range(4))
 def test_an_engine_that_is_released_leaves_no_tensor(stage):
     strategy = DeepspeedStrategy(Zero(stage))
     strategy.setup_distributed()

@@ -57,7 +57,7 @@ def score(passes: Passes, scored: Scored, share: float, rows: int) -> None:
 
 def _tell(strategy, looked_at: str, speed: str, disk: Mapping[str, int]) -> None:
     sizes = ", ".join(f"{name} {size / GIGABYTE:.3g}" for name, size in disk.items() if size)
-    peak = strategy.peak_memory() / GIGABYTE
+    peak = max(strategy.all_gather_object(strategy.peak_memory())) / GIGABYTE
     strategy.print(
         f"dry run of {looked_at}: {speed}; peak memory {peak:.3g} GiB a rank; "
         f"disk {sum(disk.values()) / GIGABYTE:.3g} GiB ({sizes}); nothing was written"

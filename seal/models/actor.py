@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from seal.datasets import Batch
 
 POSITIONS = ("max_position_embeddings", "n_positions")  # names that configurations give them
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 MAIN, TRACKER = "default", "tracker"  # names of the two LoRA adapters
 
 
@@ -186,6 +187,12 @@ class Actor(nn.Module):
             scaled = rope["original_max_position_embeddings"] * rope.get("factor", 1)
             limit = max(limit, int(scaled))
         return limit
+
+    @property
+    def experts(self) -> bool:
+        """Whether the model is a mixture of experts."""
+        config = self.causal.config.get_text_config().to_dict()
+        return any(config.get(name) for name in EXPERTS)
 
     @property
     def has_adapter(self) -> bool:

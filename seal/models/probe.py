@@ -28,7 +28,6 @@ LIMITS = {torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.05}
 # tokens they get, and a token may go to another expert. They get a few tries.
 LEAK = 1e-3
 OTHERS = (31, 57, 83)  # how far the token is moved
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 Rows = namedtuple(  # the fields of seal.datasets.Batch
@@ -60,8 +59,7 @@ def settle(actor: Actor, run: Callable, reset: Callable[[], None] = lambda: None
     """
     kind, first = actor.model.config.model_type, _way(actor)
     limit = LIMITS[actor.model.dtype] * max(1, actor.n_layers / 4) ** 0.5
-    config = actor.model.config.get_text_config().to_dict()
-    inexact = limit > LEAK and any(config.get(name) for name in EXPERTS)
+    inexact = limit > LEAK and actor.experts
     reasons = []
     with torch.no_grad(), _evaluating(actor):
         try:

@@ -180,7 +180,7 @@ class SelectorTrainer:
         safe_rows = cycled_batch(self.n_safe, self.plan.train_batch_size, self.plan.seed, step - 1)
         rows = np.concatenate([safe_rows, self.n_safe + user_rows])
         tokens = torch.from_numpy(model.dataset.supervised[rows])
-        passed = int(model.dataset.lengths[rows].sum())
+        lengths = model.dataset.lengths[rows]
         visited = torch.from_numpy(user_rows)
         weights = self.selector.weights(visited)
         share = torch.cat(
@@ -190,12 +190,14 @@ class SelectorTrainer:
             ]
         )
         nll = model.backward(rows, (share / tokens).float())
+        passed = np.array([lengths.sum(), lengths[(share != 0).numpy()].sum()])  # forward, backward
         require_finite(nll, rows, model.dataset, step)
         row_losses = (nll / tokens).float()
         baseline = None
         if self.tracker:
             share = weights / len(user_rows) / tokens[len(safe_rows) :]
             tracked = self.tracker.backward(self.n_safe + user_rows, share.float())
+            passed = passed + lengths[len(safe_rows) :].sum()
             require_finite(tracked, self.n_safe + user_rows, model.dataset, step)
             baseline = (tracked / tokens[len(safe_rows) :]).float()
         model_rate = model.engine.get_lr()[0]
@@ -209,7 +211,7 @@ class SelectorTrainer:
             "train/grad_norm": norms[0],
             "train/lr": model_rate,
             "train/selector_lr": rate,
-            "train/tokens_per_second": passed / (time.perf_counter() - began),
+            **model.strategy.speed(model.engine, time.perf_counter() - began, *passed.tolist()),
         }
 
     def _engines(self) -> list:

@@ -119,7 +119,7 @@ class SFTTrainer:
             "train/loss": float(nll.sum()) / tokens,
             "train/grad_norm": norm,
             "train/lr": learning_rate,
-            "train/tokens_per_second": passed / (time.perf_counter() - began),
+            **model.strategy.speed(model.engine, time.perf_counter() - began, passed, passed),
         }
 
     def evaluate(self, step: int) -> None:

@@ -41,6 +41,14 @@ from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedPara
 
 T = TypeVar("T")
 GRAD_ACCUM_DTYPES = ("fp32", "bf16")
+# Operations a second of a dense product in bf16, by the makers' data sheets: part of a name, peak.
+PEAKS = {
+    "H100 80GB HBM3": 989e12,
+    "H100 PCIe": 756e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+}
 # Launchers set them.
 RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 ROLL_CALL_SECONDS = 5
@@ -446,12 +454,44 @@ class DeepspeedStrategy:
         return 12 * sum(map(_count, learned)), sum(_count(t) * t.element_size() for t in saved)
 
     def peak_memory(self) -> int:
-        """Most bytes that any rank has held of its device, or as a process on a CPU."""
+        """Most bytes that this rank has held of its device, or as a process on a CPU."""
         if self.device.type == "cpu":
-            own = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        else:
-            own = get_accelerator().max_memory_reserved()
-        return max(self.all_gather_object(own))
+            return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return get_accelerator().max_memory_reserved()
+
+    def speed(self, engine, seconds: float, forward: int, backward: int) -> dict[str, float]:
+        """What the log says of a step's speed.
+
+        Args:
+            forward: tokens that all ranks passed forward; backward: those passed backward.
+
+        Returns:
+            Tokens a second of all ranks; peak memory of this rank, GiB; TFLOP/s a rank of the
+            arithmetic that the weights need (recomputed layers and attention count nothing), left
+            out for experts and packed weights; its share of the device's peak, where known.
+
+        Source: model FLOPs utilisation, PaLM (arXiv 2204.02311), appendix B.
+        """
+        found = {
+            "train/tokens_per_second": forward / seconds,
+            "train/peak_gib": self.peak_memory() / 2**30,
+        }
+        actor = engine.module
+        parameters = list(actor.parameters())
+        whole = all(p.is_floating_point() for p in parameters)
+        if actor.experts or not whole:
+            return found
+        embedding = actor.causal.get_input_embeddings().weight
+        tied = actor.causal.get_output_embeddings().weight is embedding
+        weights = sum(map(_count, parameters)) - (0 if tied else _count(embedding))
+        passes = forward + backward * (1 if actor.has_adapter else 2)
+        flops = 2 * weights * passes / seconds / self.world_size
+        found["train/tflops"] = flops / 1e12
+        if self.device.type == "cuda":
+            name = torch.cuda.get_device_name(self.device)
+            peak = next((peak for part, peak in PEAKS.items() if part in name), None)
+            found |= {"train/utilisation": flops / peak} if peak else {}
+        return found
 
     def rng_state(self) -> dict[str, torch.Tensor]:
         """State of this rank's torch generators (nothing else draws during training)."""
