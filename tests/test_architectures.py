@@ -83,6 +83,22 @@ def test_states_of_padded_rows_are_the_models_own():
         torch.testing.assert_close(found[start : start + len(tokens)], states)
 
 
+@pytest.mark.parametrize(
+    "bf16, far, packed", [(True, 3, True), (True, 15, False), (False, 1, False)]
+)
+def test_a_few_tokens_may_round_far_in_half_precision(bf16, far, packed):
+    model = tiny_model("llama", attn_implementation=VARLEN)
+    actor = Actor(model.bfloat16() if bf16 else model)
+
+    def rounded(batch, **wanted):
+        found = actor(batch, **wanted)
+        if wanted and actor.packed:
+            found[:, :far] *= 1.2
+        return found
+
+    assert ("rows packed" in settle(actor, rounded)) == packed
+
+
 def test_a_deep_model_in_bf16_is_packed_and_a_leak_in_it_is_found():
     sizes = dict(num_hidden_layers=32, hidden_size=256, intermediate_size=512)
     model = tiny_model("llama", attn_implementation=VARLEN, **sizes).bfloat16()
