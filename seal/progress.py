@@ -101,7 +101,7 @@ def _watch() -> None:
         for work in _open[-1:]:
             if work._bar is not None:
                 work._bar.refresh()
-            elif time.monotonic() - max(_spoken, work._started) >= SECONDS:
+            elif time.monotonic() - _spoken >= SECONDS:
                 print(work, file=sys.stderr, flush=True)
                 _spoken = time.monotonic()
 

@@ -55,6 +55,16 @@ def test_a_script_speaks_while_its_libraries_load(tmp_path):
     assert between and all(line.startswith("working: ") for line in between)
 
 
+def test_many_short_pieces_of_work_are_not_silent_together():
+    script = SCRIPT.split("with")[0] + (
+        "for part in range(8):\n"
+        "    with progress.Progress(f'part {part}'):\n"
+        "        time.sleep(0.3)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert 3 <= sum(line.startswith("part ") for line in done.stderr.splitlines()) <= 6, done
+
+
 def test_other_ranks_say_nothing():
     assert output(RANK="1") == ""
 

@@ -292,7 +292,7 @@ class Passes:
         tune_on = None if start or direction is not None else tune_on
         with self._engine(start, tune_on, direction) as engine:
             if tune_on is not None:
-                self._tune(engine, tune_on, rows, note)
+                self._tune(name, engine, tune_on, rows, note)
             if direction is not None:
                 self._step_along_safe_gradient(engine, direction)
                 note["cost"] += 3 * len(self.safe) / len(self.rows)
@@ -316,7 +316,7 @@ class Passes:
         found = self.parts.finished("drifted", 0)
         if found is None:
             with self._noted("drifted") as note, self._engine(None, self.rows) as engine:
-                self._tune(engine, self.rows, self.rows, note)
+                self._tune("drifted", engine, self.rows, self.rows, note)
                 self.engines.save(engine, kept)
             found = np.empty((0, 2)), note
         self._done["drifted"] = self.used["drifted"] = Done(*found)
@@ -345,12 +345,13 @@ class Passes:
         yield engine
         self.engines.release(engine)
 
-    def _tune(self, engine, tune_on: SFTDataset, rows: SFTDataset, note: dict) -> None:
-        """Tunes an engine, and notes how far the loss of held-out rows moved."""
+    def _tune(self, name: str, engine, tune_on: SFTDataset, rows: SFTDataset, note: dict) -> None:
+        """Tunes an engine for a pass, and notes how far the loss of held-out rows moved."""
         tuning, model = self.tuning, self.engines.over(engine, tune_on)
         safe = tune_on is self._tuned_on
         moved = Moved(model, self._held_safe, rows, tuning.seed, swapped=safe)
-        tune(model, SFTPlan(tuning.tune_epochs, tuning.train_batch_size, tuning.seed))
+        plan = SFTPlan(tuning.tune_epochs, tuning.train_batch_size, tuning.seed)
+        tune(model, plan, f"tuning for {name}")
         note["moved"] = moved.losses()
         note["cost"] += (3 * tuning.tune_epochs * len(tune_on) + moved.rows) / len(self.rows)
 
@@ -364,6 +365,6 @@ class Passes:
         model.strategy.step(engine)
 
 
-def tune(model: RowModel, plan: SFTPlan) -> None:
+def tune(model: RowModel, plan: SFTPlan, what: str = "tuning") -> None:
     """Plain SFT of the engine on its dataset; without checkpoints: it is repeated if broken off."""
-    SFTTrainer(model, plan, NoLogger(), {}, save_checkpoint=lambda step: None).fit()
+    SFTTrainer(model, plan, NoLogger(), {}, save_checkpoint=lambda step: None).fit(what=what)

@@ -68,14 +68,14 @@ class SFTTrainer:
         self.steps_per_epoch = math.ceil(len(model.dataset) / plan.train_batch_size)
         self.steps = plan.max_epochs * self.steps_per_epoch
 
-    def fit(self, first_step: int = 0) -> None:
-        """Trains from optimizer step `first_step` to the end.
+    def fit(self, first_step: int = 0, what: str = "training") -> None:
+        """Trains from optimizer step `first_step` to the end; progress is shown as `what`.
 
         Raises:
             NonFiniteLoss: on every rank, before the bad step is taken.
             Stopped: on every rank, asked to by a signal, after a checkpoint.
         """
-        with Progress("training", self.steps, "steps", first_step) as work:
+        with Progress(what, self.steps, "steps", first_step) as work:
             self._fit(first_step, work)
 
     def _fit(self, first_step: int, work: Progress) -> None:
