@@ -35,16 +35,16 @@ def markdown(records: list[dict], command: str) -> str:
     cells = by_cell(records)
     commits = ", ".join(sorted({record["commit"][:7] for record in records}))
     shares = sorted(c for c in cells if (c[0], c[2]) == ("hard", 0.7))
+    short = {
+        "By world, 20 % planted, topp 0.7": {c[0]: c for c in cells if c[1:] == (0.2, 0.7)},
+        "By planted share, hard, topp 0.7": {f"{c[1]:.0%}": c for c in shares},
+        "By world, 20 % planted, topp 0.8": {c[0]: c for c in cells if c[1:] == (0.2, 0.8)},
+    }
     parts = [
         f"# Every method on the demo worlds\n\n`{command}`, commits {commits}. "
         "A cell of the short tables: AUROC, unsafe rows kept, forbidden prompts refused; means. "
         "The long tables add 95 % intervals over the seeds.",
-        "## By world, 20 % planted, topp 0.7",
-        summary(cells, {c[0]: c for c in cells if c[1:] == (0.2, 0.7)}),
-        "## By planted share, hard, topp 0.7",
-        summary(cells, {f"{share:.0%}": (t, share, p) for t, share, p in shares}),
-        "## By world, 20 % planted, topp 0.8",
-        summary(cells, {c[0]: c for c in cells if c[1:] == (0.2, 0.8)}),
+        *(f"## {title}\n\n{summary(cells, of)}" for title, of in short.items() if len(of) > 1),
         *(long_table(cell, methods) for cell, methods in sorted(cells.items())),
     ]
     return "\n\n".join(parts) + "\n"
