@@ -128,7 +128,10 @@ def auto_topp(selection: Selection, max_canary_kept: float, confidence: float) -
         if not 0 < value < 1:
             raise InputError(f"--{name} must be in (0, 1), got {value:g}")
     if "calibration" not in selection.meta:
-        raise InputError("--topp auto needs canaries: score the rows with --canary_dataset")
+        raise InputError(
+            "--topp auto needs canaries: score the rows with --canary_dataset, known-bad rows that "
+            "are not among the anchors of --unsafe_dataset"
+        )
     calibration = selection.meta["calibration"]
     low, high = calibration["auroc_interval"]
     if low <= 0.5:
