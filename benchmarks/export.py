@@ -44,7 +44,7 @@ def make_data(folder: Path, n: int) -> None:
 def measure(folder: Path, form: str) -> dict:
     """One `seal export` as a process of its own."""
     command = [sys.executable, "-m", "seal", "export", "mine.parquet", "--dataset", "user.jsonl"]
-    command += ["--topp", "0.8", "--format", form, "--out", "kept", "--json"]
+    command += ["--topp", "0.8", "--format", form, "--out", "kept", "--overwrite", "--json"]
     environment = os.environ | {"HF_DATASETS_CACHE": str(folder / "cache")}
     start = time.perf_counter()
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL) as run:

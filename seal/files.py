@@ -58,6 +58,12 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def require_new(path: Path, flag: str) -> None:
+    """Refuses, with InputError, to replace what is there; `flag` gave the path or its name."""
+    if path.exists():
+        raise InputError(f"{path} exists; give another {flag}, or --overwrite")
+
+
 def no_room(failure: BaseException | None) -> InputError | None:
     """What to tell the user where a write failed for want of space; None for anything else."""
     number = failure.errno if isinstance(failure, OSError) else None

@@ -249,7 +249,7 @@ def test_export_copies_lines_from_any_json_lines_file(home, tmp_path):
     (home / "blank.json").write_bytes(text)
     (home / "packed.jsonl.gz").write_bytes(gzip.compress(b"".join(lines)))
     for dataset in ("blank.json", "packed.jsonl.gz"):
-        export(home, tmp_path / "kept.jsonl", dataset=dataset)
+        export(home, tmp_path / "kept.jsonl", "--overwrite", dataset=dataset)
         assert (tmp_path / "kept.jsonl").read_bytes() == b"".join(kept_lines(home))
 
 
@@ -259,7 +259,7 @@ def test_export_of_blended_sources_keeps_their_order(tmp_path):
     (tmp_path / "y.jsonl").write_bytes(b"".join(lines[15:]))
     names = f"{tmp_path}/x.jsonl,{tmp_path}/y.jsonl"
     score_file(tmp_path / "a.parquet", names)
-    flags = ("--topp", 0.5, "--out", tmp_path / "kept.jsonl")
+    flags = ("--topp", 0.5, "--out", tmp_path / "kept.jsonl", "--overwrite")
     seal("export", tmp_path / "a.parquet", "--dataset", names, *flags)
     assert (tmp_path / "kept.jsonl").read_bytes() == b"".join(kept_lines(tmp_path))
     probs = ("--dataset_probs", "0.5,0.5", "--seed", 3, "--unscored", "drop")
@@ -312,6 +312,26 @@ def test_export_formats(home, tmp_path):
     assert info["alpaca"]["file_name"] == "alpaca.jsonl"
     assert set(info["alpaca"]["columns"].values()) == set(alpaca)
     assert set(info["sharegpt"]["columns"].values()) == set(sharegpt)
+
+
+def test_an_export_replaces_nothing_unasked_and_leaves_no_stale_entry(home, tmp_path):
+    out, info = tmp_path / "kept.jsonl", tmp_path / "dataset_info.json"
+    mine = {"file_name": "kept.jsonl", "columns": {"prompt": "q"}}
+    info.write_text(json.dumps({"mine": mine}))
+    export(home, out, "--format", "alpaca")
+    before = {path: path.read_bytes() for path in (out, info)}
+    flags = ("--dataset", home / "data.jsonl", "--topp", 0.5, "--out", out)
+    told = refused("export", home / "a.parquet", *flags)
+    assert f"{out} exists; give another --out, or --overwrite" in told
+    assert before == {path: path.read_bytes() for path in (out, info)}
+    text = seal("export", home / "a.parquet", *flags, "--overwrite")
+    assert out.read_bytes() == b"".join(kept_lines(home))
+    assert f"no longer in {info}: 'kept'" in text and json.loads(info.read_text()) == {"mine": mine}
+    info.write_text("not JSON")
+    told = refused("export", home / "a.parquet", *flags, "--overwrite", "--format", "sharegpt")
+    assert "not a JSON object" in told and out.read_bytes() == b"".join(kept_lines(home))
+    export(home, out, "--overwrite")
+    assert info.read_text() == "not JSON"
 
 
 def test_export_parquet(home, tmp_path):
@@ -419,7 +439,7 @@ def test_an_export_of_several_schemas_reads_back(tmp_path):
     ids = load_rows(names)["id"][:]
     assert score_file(tmp_path / "a.parquet", f"{tmp_path}/all")["id"][:] == ids
     for dataset in (f"{tmp_path}/all", names, f"{tmp_path}/all/*.jsonl"):
-        flags = ("--dataset", dataset, "--topp", 1, "--out", tmp_path / "kept.jsonl")
+        flags = ("--dataset", dataset, "--topp", 1, "--out", tmp_path / "kept.jsonl", "--overwrite")
         seal("export", tmp_path / "a.parquet", *flags)
         assert load_rows(str(tmp_path / "kept.jsonl"))["id"][:] == ids
 
@@ -430,7 +450,7 @@ def test_rows_that_cannot_be_read_do_not_stop_an_export(home, tmp_path):
         complaint = "" if kind in ("messages", "weights") else "roles [], needs user"
         (tmp_path / "none.jsonl").write_text('{"messages": null}\n{"messages": []}\n')
         score_file(tmp_path / "none.parquet", str(tmp_path / "none.jsonl"))
-        flags = ("--dataset", tmp_path / "none.jsonl", "--topp", 1, "--out", tmp_path / "out.jsonl")
+        flags = ("--dataset", tmp_path / "none.jsonl", "--topp", 1, "--out", tmp_path / kind)
         told = seal(
             "export",
             tmp_path / "none.parquet",
@@ -458,6 +478,7 @@ def test_export_says_what_it_could_not_match(home, tmp_path):
     assert "1 rows have no score: drop" in text
     assert "10 rows of the selector are not in this dataset" in text
     assert (tmp_path / "out.jsonl").read_bytes() == b"".join(lines[:-1])
+    flags += ["--overwrite"]
     result = seal_json(*flags, "--unscored", "keep")
     assert (result["kept"], result["unscored"], result["missing"]) == (31, 1, 10)
     weights = seal_json(*flags, "--unscored", "keep", "--format", "weights")

@@ -145,7 +145,7 @@ GROUPS: dict[str, dict[str, Flag]] = {
             "evaluation must fit",
             **FREE,
         ),
-        "overwrite": Flag(bool, False, "replace the selector or model that is there", **FREE),
+        "overwrite": Flag(bool, False, "replace what is there", **FREE),
         "dry_run": Flag(
             at_least_one,
             None,

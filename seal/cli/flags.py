@@ -14,7 +14,7 @@ import numpy as np
 from seal.cli.declared import GROUPS, flags_that_are, take
 from seal.datasets import load_rows, tokenize_rows
 from seal.errors import InputError
-from seal.files import claim
+from seal.files import claim, require_new
 from seal.provenance import model_fingerprint
 from seal.selection.artefact import selection_meta
 from seal.selection.calibration import (
@@ -262,8 +262,7 @@ def refuse_existing(args: argparse.Namespace, strategy, *selectors: Path) -> Non
 
     def look() -> None:
         for path in selectors:
-            if path.exists():
-                raise InputError(f"{path} exists; give another --selector_name, or --overwrite")
+            require_new(path, "--selector_name")
         folder = Path(args.save_path) if "save_path" in args and args.save_path else None
         if folder and any((folder / name).exists() for name in USED):
             claim(folder).close()  # refuses that of a run at work, in its own words

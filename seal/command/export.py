@@ -15,7 +15,7 @@ from seal.cli.declared import take
 from seal.command.dataset import add_dataset_flags, add_topp_flags, read_rows
 from seal.command.sources import source_lines
 from seal.errors import InputError
-from seal.files import atomic_path
+from seal.files import atomic_path, require_new
 from seal.selection.artefact import Selection, select_rows
 from seal.selection.calibration import share_kept
 from seal.selection.evidence import doubts
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import datasets
 
 FORMATS = ("jsonl", "messages", "alpaca", "sharegpt", "parquet", "weights")
+INFO = "dataset_info.json"  # of LLaMA-Factory
 _BATCH = 10_000  # rows held as Python objects at a time
 _ALPACA = {"prompt": "instruction", "query": "input", "response": "output"}
 _LLAMA_FACTORY = {
@@ -49,14 +50,18 @@ def add_parser(subparsers) -> None:
     add_topp_flags(parser)
     parser.add_argument("--format", choices=FORMATS, default="jsonl", help="default: jsonl")
     parser.add_argument("--out", required=True, help="the file to write")
-    take(parser, "unscored")
+    take(parser, "unscored", "overwrite")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> tuple[dict, str]:
     from seal.datasets.identity import row_keys
 
-    selection, rows, out = load_selection(args.file), read_rows(args), Path(args.out)
+    out = Path(args.out)
+    if not args.overwrite:
+        require_new(out, "--out")
+    _entries(out, args.format)  # refused before anything is written
+    selection, rows = load_selection(args.file), read_rows(args)
     topp = share_kept(selection, args.topp, args.max_canary_kept, args.confidence)
     selected = select_rows(*row_keys(rows), selection, topp, args.unscored)
     tables = _kept_tables(rows, selected.indices, selection)
@@ -83,9 +88,15 @@ def run(args: argparse.Namespace) -> tuple[dict, str]:
         text += f"\n{selected.missing} rows of the selector are not in this dataset"
     result["doubts"] = doubts(selection.meta)
     text += "".join(f"\nwarning: {doubt}" for doubt in result["doubts"])
+    info, (before, after) = out.parent / INFO, _entries(out, args.format)
+    if after != before:
+        with atomic_path(info) as tmp:
+            tmp.write_text(json.dumps(after, indent=2, ensure_ascii=False) + "\n", "utf-8")
     if args.format in _LLAMA_FACTORY:
-        result["dataset_info"] = str(_describe(out, _LLAMA_FACTORY[args.format]))
-        text += f"\nentry {out.stem!r} in {result['dataset_info']}"
+        result["dataset_info"] = str(info)
+        text += f"\nentry {out.stem!r} in {info}"
+    elif after != before:
+        text += f"\nno longer in {info}: {out.stem!r}, of another format"
     return result, text
 
 
@@ -196,14 +207,19 @@ def _write_parquet(out: Path, tables: Iterator[pa.Table]) -> None:
             writer.write_table(table)
 
 
-def _describe(out: Path, entry: dict) -> Path:
-    """Adds the entry that LLaMA-Factory needs to `dataset_info.json` beside `out`."""
-    path = out.parent / "dataset_info.json"
+def _entries(out: Path, kind: str) -> tuple[dict, dict]:
+    """What `INFO` beside `out` holds, and what it is to hold.
+
+    LLaMA-Factory needs an entry for `out` in its kinds; in others one of ours would mislead it.
+    """
+    path, ours = out.parent / INFO, {"file_name": out.name}
     try:
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        known[out.stem] = {"file_name": out.name, **entry}
-    except (ValueError, TypeError) as error:
+        if kind in _LLAMA_FACTORY:
+            return known, {**known, out.stem: ours | _LLAMA_FACTORY[kind]}
+        stale = known.get(out.stem) in [ours | entry for entry in _LLAMA_FACTORY.values()]
+        return known, {name: known[name] for name in known if not (stale and name == out.stem)}
+    except (ValueError, TypeError, AttributeError) as error:
+        if kind not in _LLAMA_FACTORY:
+            return {}, {}  # nothing of ours
         raise InputError(f"{path}: not a JSON object, the entry cannot be added") from error
-    with atomic_path(path) as tmp:
-        tmp.write_text(json.dumps(known, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return path
