@@ -124,7 +124,7 @@ def test_every_way_to_select_repeats_the_doubts(tmp_path, capsys):
     assert main(["export", *flags, "--out", str(tmp_path / "kept.jsonl")]) == 0
     assert "warning: the score from the even" in capsys.readouterr().out
     assert main(["report", *flags, "--out", str(tmp_path / "report.html")]) == 0
-    assert "In doubt: the score from the even" in (tmp_path / "report.html").read_text()
+    assert "In doubt:</b> the score from the even" in (tmp_path / "report.html").read_text()
 
 
 def test_doubts_weigh_what_the_evidence_is_worth():

@@ -133,7 +133,8 @@ def test_run_directories_hold_metrics_and_configuration(trained):
     assert [m["step"] for m in lines if "train/loss" in m] == list(range(1, steps + 1))
     assert [m["step"] for m in lines if "eval/loss" in m] == [steps // 2, steps]
     run = json.loads((folder / "tuned/seal_run.json").read_text())
-    assert run["arguments"]["topp"] == TOPP
+    assert run["arguments"]["topp"] == run["selection"]["topp"] == TOPP
+    assert run["selection"]["sha256"] == sha256_of_file(selector.with_suffix(".parquet"))
 
 
 def test_console_says_what_happened_once(trained):

@@ -21,14 +21,16 @@ from seal.assess.results import (
     summarise,
     write_results,
 )
-from seal.command import report
+from seal.command import main, report
 from seal.datasets import load_rows
 from seal.errors import InputError
+from seal.provenance import sha256_of_file
 from seal.report import figures, write_report
 from seal.report.rows import MAX_VALUE, tenths
 from seal.report.runs import read_metrics, thin
 from seal.selection.artefact import kept_mask, selection_meta, write_selection
 from seal.selection.calibration import calibrate, share_kept
+from seal.utils import record
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 EVIL = (
@@ -338,7 +340,7 @@ def test_the_subcommand_writes_the_same_page(made, tmp_path):
     args = parser.parse_args([*words.split(), "--no_text", "--out", str(tmp_path / "r.html")])
     result, text = args.run(args)
     size = (tmp_path / "r.html").stat().st_size
-    assert result == {"report": str(tmp_path / "r.html"), "bytes": size}
+    assert result == {"report": str(tmp_path / "r.html"), "bytes": size, "doubts": []}
     assert str(tmp_path / "r.html") in text
     page = Page((tmp_path / "r.html").read_text())
     assert page.row("planted")[2] == "80" and "Question" not in " ".join(page.text)
@@ -351,6 +353,42 @@ def test_absent_inputs_are_named(made, tmp_path):
     for words in ("the dataset", "an evaluation", "training metrics", "a canary calibration"):
         assert words in text.split("Not given")[1].split(".")[0]
     assert "200 of 400 rows kept" in text
+
+
+@pytest.mark.parametrize(
+    ("given", "recorded", "told"),
+    [
+        ({"selector_path": "/x/moved.parquet", "topp": "auto"}, {"topp": 0.7}, None),
+        ({"selector_path": "/x/sel.parquet", "topp": 0.7}, None, None),
+        ({"method": "penalty"}, None, None),
+        ({"selector_path": "/x/other.parquet", "topp": 0.7}, None, "the selector other.parquet"),
+        (
+            {"selector_path": "/x/sel.parquet", "topp": 0.7},
+            {"sha256": "0" * 64, "topp": 0.7},
+            "selector sel.parquet (another file of that name) keeps at topp 0.7; this",
+        ),
+        (
+            {"selector_path": "/x/sel.parquet", "topp": "auto"},
+            {"topp": 0.9},
+            "sel.parquet keeps at topp 0.9; this report is of sel.parquet at topp 0.7",
+        ),
+        ({"selector_path": None, "topp": None}, None, "every row, without a selector"),
+    ],
+)
+def test_curves_of_a_model_tuned_on_another_selection_are_said(
+    made, tmp_path, capsys, given, recorded, told
+):
+    shutil.copy(made / "metrics.jsonl", tmp_path)
+    if recorded:
+        recorded = {"sha256": sha256_of_file(made / "sel.parquet")} | recorded
+    record.write_run(given, tmp_path, recorded)
+    words = ["report", made / "sel.parquet", "--topp", 0.7, "--metrics", tmp_path / "metrics.jsonl"]
+    assert main([*map(str, words), "--out", str(tmp_path / "r.html")]) == 0
+    warned = [line for line in capsys.readouterr().out.splitlines() if "warning: " in line]
+    boxes = re.findall('<p class="doubt">(.+)</p>', (tmp_path / "r.html").read_text())
+    assert len(warned) == len(boxes) == bool(told)
+    if told:
+        assert told in warned[0] and warned[0].removeprefix("warning: ") in boxes[0]
 
 
 def test_input_that_does_not_belong_is_refused(made, tmp_path):

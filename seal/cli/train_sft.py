@@ -91,7 +91,6 @@ def train(args) -> None:
     with closing(logger), strategy.stoppable():
         trainer.fit(first_step)
         strategy.save_model(engine, tokenizer, args.save_path)
-    strategy.on_rank_0(lambda: record.write_run(vars(args), args.save_path))
     strategy.on_rank_0(lambda: describe(args, rows, selected))
     strategy.print(f"model: {args.save_path}")
 
@@ -157,12 +156,15 @@ def template_doubts(args, meta: dict) -> list[str]:
 
 
 def describe(args, rows, selected) -> None:
-    """Writes the model card."""
+    """Writes what the run was started with, and the model card."""
+    if selected:
+        selected = selected | {"selector": Path(args.selector_path).name}
+    record.write_run(vars(args), args.save_path, selected)
     trained = {"dataset": args.dataset, "fingerprint": rows.fingerprint, "rows": len(rows)}
     trained |= {"tokens": int(rows.lengths.sum()), "cut to max_len": rows.truncated}
     facts = {"Rows": trained, "Metrics at the end": last_metrics(args.save_path)}
     if selected:
-        facts = {"Selection": selected | {"selector": Path(args.selector_path).name}, **facts}
+        facts = {"Selection": selected, **facts}
     which = "the rows that a selector keeps" if selected else "every row of its dataset"
     write_card(args.save_path, f"Fine-tuned on {which}.", facts, record.run_config(vars(args)))
 

@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> tuple[dict, str]:
     """Writes the report; returns where it is and its size in bytes, and the same for a reader."""
     from seal.report import write_report  # reads datasets: too slow for `seal --help`
 
+    doubts: list[str] = []
     path = write_report(
         args.out,
         selection=args.selection,
@@ -63,6 +64,8 @@ def run(args: argparse.Namespace) -> tuple[dict, str]:
         redact_text=args.no_text,
         rows_shown=args.rows,
         command=shlex.join(["seal", *sys.argv[1:]]),
+        warn=doubts.append,
     )
     size = path.stat().st_size
-    return {"report": str(path), "bytes": size}, f"wrote {path} ({size / 1000:.0f} kB)"
+    text = [f"wrote {path} ({size / 1000:.0f} kB)", *(f"warning: {doubt}" for doubt in doubts)]
+    return {"report": str(path), "bytes": size, "doubts": doubts}, "\n".join(text)

@@ -1,7 +1,8 @@
 """The report: one HTML file that says what a selection kept, dropped, cost and led to."""
 
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from seal.report.rows import (
     find_origin,
     score_rows,
 )
-from seal.report.runs import read_metrics, read_seconds
+from seal.report.runs import other_selection, read_metrics, read_seconds
 from seal.selection.artefact import read_selection
 from seal.selection.calibration import (
     CONFIDENCE,
@@ -48,6 +49,7 @@ def write_report(
     redact_text: bool = False,
     rows_shown: int = 10,
     command: str | None = None,
+    warn: Callable[[str], object] = warnings.warn,
 ) -> Path:
     """Writes the report; whatever is not given is named in it as not given.
 
@@ -64,6 +66,7 @@ def write_report(
             `USUAL_COLUMNS` that it has. `origin` is the file each row came from.
         redact_text: write no row text; rows_shown: rows in each list.
         command: how the report was made, to be printed in it.
+        warn: is given each doubt about the selection and what it is shown with.
 
     Raises:
         InputError: a file is unreadable or does not belong together, or a column is unknown.
@@ -71,9 +74,9 @@ def write_report(
     if rows_shown < 0:
         raise InputError(f"rows shown must be 0 or more, got {rows_shown}")
     read = read_selection(selection)
-    topp = share_kept(read, topp, max_canary_kept, confidence)
+    selection, topp = Path(selection), share_kept(read, topp, max_canary_kept, confidence)
     page = {
-        "title": Path(selection).name,
+        "title": selection.name,
         "method": str(read.meta.get("method")),
         "selection_command": read.meta.get("command"),
         "report_command": command,
@@ -85,10 +88,14 @@ def write_report(
         **_runs_part(results, metrics, read.meta),
         **_evidence_part(read, topp, max_canary_kept, confidence),
     }
-    page["verdict"] = sections.verdict(page) + [f"In doubt: {one}." for one in doubts(read.meta)]
+    page["verdict"] = sections.verdict(page)
+    page["doubts"] = doubts(read.meta)
+    page["doubts"] += other_selection(Path(metrics), selection, topp) if metrics else []
     template = _environment().get_template("template.html.jinja")
     with atomic_path(out) as tmp:
         tmp.write_text(template.render(page), "utf-8", errors="replace")
+    for doubt in page["doubts"]:
+        warn(doubt)
     return Path(out)
 
 

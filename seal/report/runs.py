@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from seal.errors import InputError
+from seal.provenance import sha256_of_file
 
 POINTS = 150  # points drawn a curve
 _CLOCK = {"step", "epoch", "seconds"}  # say when a record was made, not what was measured
@@ -102,6 +103,33 @@ def thin(series: Series) -> Thinned:
         np.minimum.reduceat(value, starts),
         np.maximum.reduceat(value, starts),
     )
+
+
+def other_selection(metrics: Path, selection: Path, topp: float) -> list[str]:
+    """That a run was not tuned on this selection, in a sentence; [] where nothing says so.
+
+    `seal_run.json` beside its metrics tells: the selector by its sha256, or of older runs by its
+    name, and the share kept.
+    """
+    try:
+        run = json.loads((metrics.parent / "seal_run.json").read_text("utf-8"))
+        given, found = run["arguments"], run.get("selection", {})
+        path, share = given["selector_path"], found.get("topp", given["topp"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return []  # of no fine-tuning run
+    if path is None:
+        tuned = "every row, without a selector"
+    else:
+        named = Path(path).name == selection.name
+        same = found["sha256"] == sha256_of_file(selection) if "sha256" in found else named
+        if same and (isinstance(share, str) or math.isclose(share, topp)):
+            return []
+        other = " (another file of that name)" if named and not same else ""
+        tuned = f"what the selector {Path(path).name}{other} keeps at topp {share}"
+    return [
+        f"the training curves are of a model tuned on {tuned}; this report is of {selection.name} "
+        f"at topp {topp:g}: give --metrics of a run on it"
+    ]
 
 
 def read_seconds(content: dict, path: Path) -> dict[str, float]:

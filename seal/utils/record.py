@@ -28,10 +28,11 @@ def run_config(flags: Mapping) -> dict:
     }
 
 
-def write_run(flags: Mapping, run_dir: str | Path) -> None:
-    """Writes `seal_run.json` beside what the run has made."""
+def write_run(flags: Mapping, run_dir: str | Path, selection: Mapping | None = None) -> None:
+    """Writes `seal_run.json` beside what the run made; `selection`: how its rows were chosen."""
+    run = run_config(flags) | ({"selection": dict(selection)} if selection else {})
     with atomic_path(Path(run_dir) / "seal_run.json") as tmp:
-        tmp.write_text(json.dumps(run_config(flags), indent=2, default=str))
+        tmp.write_text(json.dumps(run, indent=2, default=str))
 
 
 def _shared(value: object) -> object:
