@@ -125,7 +125,8 @@ def test_bad_input_is_one_line_and_status_2(home, tmp_path):
     flags = ("--dataset", home / "data.jsonl", "--out", tmp_path / "x")
     for words, complaint in (
         (("export", "a.parquet"), "arguments are required: --dataset, --topp, --out; see seal"),
-        (("shoe",), "invalid choice: 'shoe'"),
+        (("exprot",), "COMMAND exprot: known are show, report, export,"),
+        (("exprot",), "score-new, merge-scores, merge, doctor, completion; did you mean export?"),
         (("export", "a.parquet", *flags, "--topp", "80"), "0.8 keeps 80 %, or auto, got 80"),
     ):
         done = process(*words)

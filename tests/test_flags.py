@@ -319,6 +319,15 @@ def test_a_flag_of_another_name_is_told(word, told):
         cli.sft_parser().parse_args([*NEEDED["train_sft"], word, "3"])
 
 
+def test_a_value_that_is_no_choice_is_told_with_the_choices_and_the_closest():
+    words = [*NEEDED["train_sft"], "--unscored", "eror"]
+    with pytest.raises(InputError) as refused:
+        cli.sft_parser().parse_args(words)
+    assert str(refused.value) == (
+        "--unscored eror: known are error, drop, keep; did you mean error?"
+    )
+
+
 # --- a number that stands in several places is one number ---
 
 # What decides the scores. How long a run is and how large its batch depend on the rows.

@@ -253,7 +253,8 @@ def test_ready_models_are_used_as_they_are(flags, tmp_path):
 @pytest.mark.parametrize(
     "extra, says",
     [
-        ({"method": "magic"}, "known are"),
+        ({"method": "magic"}, "--method magic: known are random, dsir, .*, probe, .*[a-z]$"),
+        ({"method": "relative_exces"}, r"did you mean relative_excess\?"),
         ({"method": "relative_excess", "folds": 1}, "at least 2"),
         ({"method": "safe_loss", "seed": 7}, "other"),
     ],

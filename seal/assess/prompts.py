@@ -71,8 +71,8 @@ def read_prompts(path: str | os.PathLike, input_key: str | None = None) -> list[
     key = input_key or next((k for k in PROMPT_KEYS if k in records[0]), None)
     if key is None or key not in records[0]:
         raise InputError(
-            f"{path} has columns {sorted(records[0])}, none is {input_key or list(PROMPT_KEYS)}; "
-            "name the prompt's column with --input_key"
+            f"{path} has columns {', '.join(sorted(records[0]))}, none is "
+            f"{input_key or ' or '.join(PROMPT_KEYS)}; name the prompt's column with --input_key"
         )
     bad = [i for i, r in enumerate(records) if not isinstance(r.get(key), str) or not r[key]]
     if bad:

@@ -13,7 +13,7 @@ import numpy as np
 
 from seal.cli.declared import GROUPS, flags_that_are, take
 from seal.datasets import load_rows, tokenize_rows
-from seal.errors import InputError
+from seal.errors import InputError, choice
 from seal.files import claim, require_new
 from seal.provenance import model_fingerprint
 from seal.selection.artefact import selection_meta
@@ -82,7 +82,7 @@ class Parser(argparse.ArgumentParser):
             name = words.split()[0].split("=")[0].removeprefix("--")
             known = [action.dest for action in self._actions]
             message = f"unknown flag --{name}; {meant(name, known, '--')}"
-        raise InputError(message)
+        raise InputError(choice(message))
 
 
 TRAINING = ("every script", "one model", "model", "data", "training")

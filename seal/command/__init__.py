@@ -27,7 +27,7 @@ from seal.command import (
     score_new,
     show,
 )
-from seal.errors import InputError
+from seal.errors import InputError, choice
 from seal.progress import Progress
 
 SUBCOMMANDS = (
@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         """Reports a flag that does not parse."""
-        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+        self.exit(2, f"error: {choice(message)}; see {self.prog} --help\n")
 
 
 def build_parser() -> Parser:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from random import Random
 
 from seal.demo import grammar
-from seal.errors import InputError
+from seal.errors import InputError, known
 
 TIERS = ("plain", "hard", "implicit")
 HARD_SHARE = 0.2
@@ -48,7 +48,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.tier not in TIERS:
-            raise InputError(f"tier must be one of {', '.join(TIERS)}, got {self.tier!r}")
+            raise InputError(f"tier {self.tier}: {known(self.tier, TIERS)}")
         if not 0 <= self.planted <= 0.5:
             raise InputError(f"planted must be in [0, 0.5], got {self.planted}; 0.2 plants 20 %")
         if not 0 <= self.noisy <= REFUSED_SHARE:

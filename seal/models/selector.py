@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from seal.errors import InputError
+from seal.errors import InputError, known
 from seal.statistics import effective_rows, entropy
 
 ACTIVATIONS = ("softmax", "sigmoid")
@@ -53,9 +53,11 @@ class Selector:
         states: np.ndarray | None = None,
     ):
         if activation not in ACTIVATIONS:
-            raise InputError(f"--selector_activation {activation}: known are {list(ACTIVATIONS)}")
+            raise InputError(
+                f"--selector_activation {activation}: {known(activation, ACTIVATIONS)}"
+            )
         if optim not in OPTIMIZERS:
-            raise InputError(f"--selector_optim {optim}: known are {list(OPTIMIZERS)}")
+            raise InputError(f"--selector_optim {optim}: {known(optim, OPTIMIZERS)}")
         if states is not None and optim != "mirror":
             raise InputError(
                 f"--selector_head linear goes with --selector_optim mirror, not {optim}"

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from seal.errors import InputError, said
+from seal.errors import InputError, known, said
 from seal.files import atomic_path
 from seal.ids import RowIndex, id_bytes, id_text
 from seal.provenance import commit, versions
@@ -347,7 +347,7 @@ def select_rows(
             left to train on.
     """
     if unscored not in UNSCORED:
-        raise InputError(f"unscored must be one of {', '.join(UNSCORED)}, got {unscored!r}")
+        raise InputError(f"unscored {unscored}: {known(unscored, UNSCORED)}")
     kept, n = selection.kept(topp), len(ids)
     scored, selected = np.empty(n, bool), np.empty(n, bool)
     for start in range(0, n, BLOCK):

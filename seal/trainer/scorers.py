@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seal.errors import InputError
+from seal.errors import InputError, known
 from seal.ids import folds_of
 from seal.selection import representation
 from seal.statistics import reliability
@@ -196,7 +196,7 @@ class Scored(NamedTuple):
 def check_method(method: str) -> None:
     """Raises InputError for a method that is not known."""
     if method not in METHODS:
-        raise InputError(f"--method {method}: known are {list(METHODS)}")
+        raise InputError(f"--method {method}: {known(method, METHODS)}")
 
 
 def score_rows(passes: Passes, method: str, smooth: bool = False) -> Scored:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from transformers import get_scheduler
 
-from seal.errors import InputError
+from seal.errors import InputError, known
 
 SCHEDULES = (
     "constant",
@@ -36,7 +36,7 @@ def schedule_factor(
     if not 0 <= warmup_ratio < 1:
         raise InputError(f"--lr_warmup_ratio must be in [0, 1), got {warmup_ratio:g}")
     if name not in SCHEDULES:
-        raise InputError(f"learning-rate schedule {name!r}: known are {list(SCHEDULES)}")
+        raise InputError(f"learning-rate schedule {name!r}: {known(name, SCHEDULES)}")
     carrier = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     scheduler = get_scheduler(
         name,

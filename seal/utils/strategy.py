@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import transformers
 
-from seal.errors import InputError, NonFiniteLoss
+from seal.errors import InputError, NonFiniteLoss, known
 from seal.files import claim, no_room
 from seal.progress import Progress, say
 from seal.utils import engine_state
@@ -105,8 +105,8 @@ class DeepspeedStrategy:
             raise InputError(f"--zero_stage must be 0, 1, 2 or 3, got {self.zero.stage}")
         self.accumulator = accumulator = self.precision.grad_accum_dtype or "fp32"
         if accumulator not in GRAD_ACCUM_DTYPES:
-            known = ", ".join(GRAD_ACCUM_DTYPES)
-            raise InputError(f"--grad_accum_dtype {accumulator}: known are {known}")
+            values = known(accumulator, GRAD_ACCUM_DTYPES)
+            raise InputError(f"--grad_accum_dtype {accumulator}: {values}")
         if accumulator == "bf16" and not self.precision.bf16:
             raise InputError("--grad_accum_dtype bf16 needs --bf16; fp32 is the default")
         if self.precision.bf16 and accumulator == "fp32" and self.zero.stage == 0:
