@@ -173,8 +173,12 @@ def model_is_here(name: str) -> bool:
         return True
     local = name.startswith(("/", ".", "~")) or name.count("/") > 1
     if local or ("/" in name and path.parent.is_dir()):
-        names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        close = difflib.get_close_matches(path.name, names, n=1)
-        hint = f"did you mean {path.parent / close[0]}?" if close else "look at the path"
-        raise InputError(f"{name} is not there; {hint}")
+        raise InputError(f"{name} is not there; {meant(path) or 'look at the path'}")
     return False
+
+
+def meant(path: Path) -> str:
+    """What lies beside a path that is not there and has nearly its name, as a question; or ""."""
+    names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return f"did you mean {path.parent / close[0]}?" if close else ""

@@ -295,7 +295,7 @@ BAD_FILES = {
     "not.jsonl.gz": (b'{"prompt": "a"}\n', "broken gzip file"),
     "not.parquet": (b"PAR1 nothing", "cannot be read"),
     "not.parquet.gz": (b"nothing", "broken gzip file"),
-    "empty.jsonl": (b"", "holds no rows"),
+    "empty.jsonl": (b"", "holds no rows; leave it out, or write it again"),
     "empty.json": (b"[]", "holds no rows"),
     "empty.csv": (b"prompt,response\n", "holds no rows"),
     "data.txt": (b"text", "unknown suffix"),
@@ -336,15 +336,20 @@ def test_parquet_without_rows_and_folder_without_data(tmp_path):
 @pytest.mark.parametrize("name", ["missing.jsonl", "./missing", "/no/such/folder", "a/b/c"])
 def test_missing_path_says_where_it_looked(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="looked for /") as error:
+    with pytest.raises(InputError, match="; look at the path$") as error:
         load_rows(name)
     assert_one_line(error)
+    where = "" if name[0] == "/" else f" in {tmp_path}"
+    assert f"dataset {name} not found{where};" in str(error.value)
+    Path("missed.jsonl").touch()
+    with pytest.raises(InputError, match="not found in .*; did you mean missed.jsonl?"):
+        load_rows("missd.jsonl")
 
 
 def test_hub_name_without_a_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match="could not be loaded from the hub") as error:
+    with pytest.raises(InputError, match="hub; give a local file or directory") as error:
         load_rows("nobody/nothing@subset")
     assert_one_line(error)
 

@@ -183,6 +183,7 @@ def test_a_method_over_states_finds_what_its_anchors_show(flags, tmp_path, capsy
         assert found.meta["forward_equivalents"] == round(0.5 * (40 + 27 + 24) / 40, 2)
     said = capsys.readouterr().out
     assert "layer 1: AUROC 1.000" in said and "from the halves of the anchors" in said
+    assert said.count(f"taking up states_1 from {tmp_path / 'parts'}\n") == 3
     assert len(list((tmp_path / "parts").glob("*.npy"))) == 3
 
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from seal.datasets.identity import number_rows
 from seal.datasets.prompts import to_messages
-from seal.datasets.readers import SUFFIXES, file_suffix, read_files
+from seal.datasets.readers import EMPTY, SUFFIXES, file_suffix, read_files
 from seal.errors import InputError, said
+from seal.files import meant
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ def read_raw(name: str, split: str = "train", trust_remote_code: bool = False) -
     else:
         rows = read_files(_data_files(path, split))
     if len(rows) == 0:
-        raise InputError(f"dataset {name} holds no rows")
+        raise InputError(f"dataset {name} holds no rows; {EMPTY}")
     return rows
 
 
@@ -158,9 +159,10 @@ def _local_path(name: str) -> Path | list[Path] | None:
             return files
         raise InputError(f"no file matches {name}, looked for in {Path.cwd()}")
     if file_suffix(Path(name)) in SUFFIXES or name[0] in "./~" or stem.count("/") > 1:
-        raise InputError(
-            f"dataset {name} not found: looked for {Path(name).expanduser().absolute()}"
-        )
+        path = Path(name).expanduser()
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
+        hint = meant(path) or "look at the path"
+        raise InputError(f"dataset {name} not found{where}; {hint}")
     return None
 
 
@@ -219,7 +221,8 @@ def _from_hub(name: str, split: str, trust_remote_code: bool) -> datasets.Datase
         except ValueError:  # not the name of a configuration
             return datasets.load_dataset(stem, data_dir=subset, **options)
     except Exception as error:  # hub, network and builder errors share no class
+        hint = meant(Path(stem)) or "give a local file or directory"
         raise InputError(
-            f"dataset {name} is no file or folder here ({Path(stem).absolute()}) "
-            f"and could not be loaded from the hub ({said(error)})"
+            f"dataset {name} is no file or directory in {Path.cwd()}, and could not be loaded from "
+            f"the hub; {hint} ({said(error)})"
         ) from error

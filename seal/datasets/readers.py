@@ -23,6 +23,7 @@ from seal.errors import InputError, said
 
 TEXTS = (".json", ".jsonl", ".csv", ".tsv")
 SUFFIXES = (*TEXTS, ".parquet")
+EMPTY = "leave it out, or write it again"
 _BLOCK = 10_000  # records held as Python objects at a time
 _VERSION = 2  # of what is written to the cache
 
@@ -50,7 +51,7 @@ def read_files(paths: list[Path]) -> datasets.Dataset:
     def read() -> pa.Table:
         tables = [table for path in paths for table in _tables(path)]
         if not any(len(table) for table in tables):
-            raise InputError(f"{', '.join(map(str, paths[:3]))} holds no rows")
+            raise InputError(f"{', '.join(map(str, paths[:3]))} holds no rows; {EMPTY}")
         return _concat(tables)
 
     return datasets.Dataset(mapped_table(name, read), fingerprint=name)

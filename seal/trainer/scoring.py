@@ -70,6 +70,7 @@ class Parts:
         sizes = [min(PART_ROWS, total - start) for start in range(0, total, PART_ROWS)]
         parts = [self._read(name, size) for name, size in zip(names, sizes, strict=True)]
         whole = np.concatenate(parts) if parts else np.empty(0)
+        self.strategy.print(f"taking up {name} from {self.directory}")
         return whole, json.loads((self.directory / f"{name}.json").read_text())
 
     def finish(self, name: str, note: dict) -> None:
