@@ -336,13 +336,13 @@ def test_parquet_without_rows_and_folder_without_data(tmp_path):
 @pytest.mark.parametrize("name", ["missing.jsonl", "./missing", "/no/such/folder", "a/b/c"])
 def test_missing_path_says_where_it_looked(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="; look at the path$") as error:
+    with pytest.raises(InputError, match=r"; look at the path$") as error:
         load_rows(name)
     assert_one_line(error)
     where = "" if name[0] == "/" else f" in {tmp_path}"
     assert f"dataset {name} not found{where};" in str(error.value)
     Path("missed.jsonl").touch()
-    with pytest.raises(InputError, match="not found in .*; did you mean missed.jsonl?"):
+    with pytest.raises(InputError, match=r"not found in .*; did you mean missed\.jsonl\?"):
         load_rows("missd.jsonl")
 
 

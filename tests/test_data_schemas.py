@@ -165,6 +165,31 @@ def test_unknown_columns_are_listed_with_the_known_schemas():
         assert " + ".join(schema.columns) in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "keys", "told"),
+    [
+        (
+            "query,reply,kind\na,b,c\n",
+            {},
+            "columns behind it, as {f}:query:reply",
+        ),
+        ("id,user_Query,x\n1,a,b\n", {}, " as {f}:user_Query:RESPONSE"),
+        ("colour,size\na,b\n", {}, " as {f}:PROMPT:RESPONSE, or rename them"),
+        ("query\na\n", {}, "the responses are missing; if query"),
+        ("prompt,response\na,b\n", {"input_key": "query"}, " as {f}:prompt:response"),
+        ("text\na\n", {"input_key": "query", "output_key": "reply"}, " as FILE:query:reply"),
+        ("ask,answer\na,b\n", {"input_key": "query"}, " as {f}:ask:answer"),
+        ("query,reply\na,b\n", {"input_key": "qury"}, "did you mean query?"),
+    ],
+)
+def test_columns_of_ones_own_are_told_how_to_name(tmp_path, text, keys, told):
+    path = tmp_path / "mine.csv"
+    path.write_text(text)
+    with pytest.raises(InputError) as error:
+        load_rows(str(path), **keys)
+    assert told.format(f=path) in str(error.value) and len(str(error.value)) < 600
+
+
 @needs_shared
 @pytest.mark.parametrize(
     ("name", "columns"),

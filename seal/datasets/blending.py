@@ -89,7 +89,7 @@ def _columns_of(name: str) -> tuple[str, str | None, str | None]:
 def _one_each(key: str | None, count: int) -> list[str | None]:
     keys = (key or "").split(",")
     if len(keys) not in (1, count):
-        raise InputError(f"{len(keys)} columns ({key}) for {count} datasets")
+        raise InputError(f"{len(keys)} columns ({key}) for {count} datasets; give one each")
     return [name.strip() or None for name in keys] * (1 if len(keys) == count else count)
 
 

@@ -5,6 +5,7 @@ text}, or a single text of role "text". A message may hold the keys of CARRIED a
 `tools`. Columns that no schema names (a provenance, a source, a category) are never read.
 """
 
+import difflib
 import json
 import logging
 import re
@@ -36,6 +37,7 @@ FEATURES = datasets.Features(
     skip=_TEXT,
 )
 OPTIONAL = ("extra", "skip")
+GIVEN = "given"  # the origin of rows that come without a name
 
 _ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
@@ -219,14 +221,22 @@ SCHEMAS = (
     Schema(("text",), (), _plain),
 )
 
+# What columns of no schema are called in part, a prompt's and a response's.
+_PROMPTS = ("prompt", "query", "question", "instruction", "input", "ask")
+_RESPONSES = ("response", "reply", "answer", "completion", "output", "chosen")
+
 
 def find_schemas(
-    columns: list[str], *, input_key: str | None = None, output_key: str | None = None
+    columns: list[str],
+    *,
+    input_key: str | None = None,
+    output_key: str | None = None,
+    origin: str = GIVEN,
 ) -> list[Schema]:
     """The schemas that rows with some of `columns` can be of; the first that a row fills reads it.
 
     `input_key` with `output_key` names the columns of a pair; alone it names a column that holds
-    whole conversations.
+    whole conversations. `origin` is the dataset's name, for messages.
 
     Raises:
         InputError: A key names no column, or no schema fits.
@@ -236,17 +246,39 @@ def find_schemas(
     keys = tuple(key for key in (input_key, output_key) if key)
     for key in keys:
         if key not in columns:
-            raise InputError(f"no column {key!r}; the columns are {', '.join(columns)}")
+            close = difflib.get_close_matches(key, columns, n=1)
+            hint = f"did you mean {close[0]}?" if close else _named(origin, columns, keys)
+            raise InputError(f"no column {key!r}; the columns are {', '.join(columns)}; {hint}")
     if keys:
         return [Schema(keys, (), _pair if output_key else _messages)]
     fitting = [schema for schema in SCHEMAS if set(schema.columns) <= set(columns)]
     if not fitting:
         known = "; ".join(" + ".join(schema.columns) for schema in SCHEMAS)
-        raise InputError(
-            f"columns {', '.join(columns)} fit no known schema ({known}); "
-            "name them with input_key and output_key"
-        )
+        hint = _named(origin, columns, ()) + ", or rename them"
+        if len(columns) == 1:
+            hint = f"the responses are missing; if {columns[0]} holds whole conversations, " + hint
+        raise InputError(f"columns {', '.join(columns)} fit no known schema ({known}); {hint}")
     return fitting
+
+
+def _named(origin: str, columns: list[str], keys: tuple[str, ...]) -> str:
+    """How to name the columns of one dataset; of another, where these need no names."""
+    fitting = [schema for schema in SCHEMAS if set(schema.columns) <= set(columns)]
+    if len(columns) == 1 and not fitting:
+        names = columns
+    elif not fitting:
+        sides = {"PROMPT": _PROMPTS, "RESPONSE": _RESPONSES}
+        names = [
+            next((name for name in columns if any(word in name.lower() for word in words)), side)
+            for side, words in sides.items()
+        ]
+    elif fitting[0].convert is _plain or {*fitting[0].optional} & {*columns}:  # names would lose it
+        origin, names = "FILE", keys
+    else:
+        names = fitting[0].columns
+    if origin == GIVEN:
+        return "name them with input_key and output_key"
+    return f"name a dataset's columns behind it, as {':'.join((origin, *names))}"
 
 
 def to_messages(
@@ -258,7 +290,8 @@ def to_messages(
         InputError: No schema fits, or too many rows cannot be read.
     """
     try:
-        schemas = find_schemas(raw.column_names, input_key=input_key, output_key=output_key)
+        keys = {"input_key": input_key, "output_key": output_key}
+        schemas = find_schemas(raw.column_names, **keys, origin=origin)
     except InputError as error:
         raise InputError(f"dataset {origin}: {error}") from None
     whole_one = [all(raw.data[name].null_count == 0 for name in s.columns) for s in schemas]

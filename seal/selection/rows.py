@@ -6,7 +6,7 @@ import warnings
 import datasets
 
 from seal.datasets.identity import number_rows, row_keys
-from seal.datasets.prompts import readable, to_messages
+from seal.datasets.prompts import GIVEN, readable, to_messages
 from seal.errors import InputError
 from seal.selection.artefact import select_rows
 from seal.selection.calibration import CONFIDENCE, MAX_CANARY_KEPT, share_kept
@@ -60,7 +60,7 @@ def select(
             'give one, as dataset["train"]'
         )
     plain = dataset.with_format(None)
-    rows = readable(number_rows(to_messages(plain, "given", input_key, output_key)))
+    rows = readable(number_rows(to_messages(plain, GIVEN, input_key, output_key)))
     selection = load_selection(selector)
     for doubt in doubts(selection.meta):
         warnings.warn(doubt, stacklevel=2)
