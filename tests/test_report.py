@@ -135,6 +135,8 @@ def made(tmp_path_factory):
         calibration=calibration,
     )
     records = [{"step": s, "epoch": 0, "loss": 3 / (s + 1), "rank_churn": 0.5} for s in range(500)]
+    speed = {"train/lr": 1e-4, "train/tflops": 0.3, "train/peak_gib": 1.0, "train/utilisation": 0.1}
+    records = [record | speed | {"train/tokens_per_second": 900.0} for record in records]
     records[7]["loss"] = float("nan")
     lines = "\n".join(json.dumps(record) for record in records)
     (folder / "metrics.jsonl").write_text(lines + '\n{"step": 500, "lo')
@@ -184,6 +186,11 @@ def test_counts_are_those_of_the_artefact(made, page):
     totals = np.array([re.findall(r"([\d,]+) kept, ([\d,]+) dropped$", t)[0] for t in seen], int)
     assert totals.sum(0).tolist() == [kept.sum(), ROWS - kept.sum()]
     assert figures.number(float(selection.score[kept].min()), 4) in text
+
+
+def test_charts_are_of_what_was_learned(made):
+    charts = re.findall(r"<figcaption><b>(.+?)</b>", (made / "report.html").read_text())
+    assert charts == ["loss", "rank_<wbr>churn"]
 
 
 def test_a_column_with_many_values_is_summed_up(page):
@@ -236,6 +243,21 @@ def test_canaries_tell_their_own_threshold_and_what_an_interval_at_chance_means(
     evidence = text.split("Evidence for the score")[1].split("Calibration")[0]
     assert "tuned on the safe rows: loss of held-out ones 2.000 to 1.990" in evidence
     assert "reliability, from the halves of each response: 0.31" in evidence
+
+
+def test_doubts_stand_out_and_arguments_are_folded(made, tmp_path):
+    arguments = {f"flag_{i}": i for i in range(45)}
+    evidence = {"reliability": 0.2}
+    write_scores(
+        tmp_path / "sel.parquet", made / "user.jsonl", evidence=evidence, arguments=arguments
+    )
+    told = []
+    given = {"selection": tmp_path / "sel.parquet", "topp": 0.5, "warn": told.append}
+    html = write_report(tmp_path / "r.html", **given).read_text()
+    (box,) = re.findall(r'<p class="doubt"><b>In doubt:</b> (.+)\.</p>', html)
+    assert [box] == told and "agrees at 0.2" in box
+    (folded,) = re.findall(r"<details><summary>(.+?)</summary>(.+?)</details>", html, re.S)
+    assert folded[0] == "Arguments (45)" and folded[1].count("<code>") == 45
 
 
 def test_rows_of_several_files_are_split_by_file(tmp_path):
@@ -461,6 +483,29 @@ def test_labels_of_an_axis_stand_apart_on_a_phone(low, high):
     for (x, text), (y, following) in itertools.pairwise(across):
         gap = (float(y) - float(x)) / 100 * figures.ROOM
         assert gap > figures.GLYPH * (len(text) + len(following)) / 2
+
+
+@pytest.mark.parametrize("last", [2, 7, 10, 33, 1000])
+def test_steps_and_counts_of_rows_are_whole(last):
+    steps = np.arange(1.0, last + 1)
+    svg = figures.curve(steps, steps / 7, "loss", "optimizer step", whole=True)
+    at = re.findall(r'<text class="tick \w+" x="[\d.]+%" y="\d+">([^<]+)<', svg)
+    few = np.ones(3, int)
+    svg = figures.score_histogram(np.arange(4.0), few, few, 1.0)
+    at += re.findall(r'<text class="tick end" x="-6" y="[^"]+">([^<]+)<', svg)
+    assert len(at) > 2 and all(re.fullmatch(r"[\d,]+", text) for text in at)
+    assert 'class="chart"' in svg and 'class="chart wide"' in figures.curve(
+        steps, np.linspace(0, 1e6, last), "loss", "optimizer step"
+    )
+    assert figures.ticks(0.25, 0.75, 2, whole=True)  # no whole number there
+
+
+def test_a_group_of_which_nothing_is_kept_is_drawn():
+    svg = figures.share_columns(["a", "b"], np.array([0.0, 1.0]), 0.5, "length")
+    assert re.findall(r'<rect class="(\w+)"[^>]*height="([\d.]+)"><title>([^<]+)', svg) == [
+        ("dropped", "160.00", "length a: 0\u00a0% kept"),
+        ("kept", "160.00", "length b: 100\u00a0% kept"),
+    ]
 
 
 def test_texts_of_numbers():

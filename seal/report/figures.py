@@ -8,18 +8,19 @@ drawing. Every mark carries a <title>, which a pointer shows and a screen reader
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from markupsafe import Markup
 
-ROOM = 300  # pixels of a plot on a narrow phone, for labels beside each other
+ROOM = 280  # pixels of a plot on a narrow phone, for labels beside each other
 GLYPH = 7  # pixels a character of a label takes, about
+SHORT = 6  # characters of a label that the page has room for at the left of a plot
 TICK_ROOM = 34  # pixels under the plot for tick labels and the axis name
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers within [low, high], at most `count` steps apart.
+def ticks(low: float, high: float, count: int = 5, whole: bool = False) -> list[float]:
+    """Round numbers within [low, high], at most `count` steps apart; `whole` ones where it has any.
 
     Examples:
         >>> ticks(0.0, 1.0, 5)
@@ -27,9 +28,11 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """
     if not high > low:
         return [low]
-    raw = (high - low) / count
+    whole = whole and math.ceil(low) <= math.floor(high)
+    raw = max((high - low) / count, float(whole))
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * (1 - 1e-9))
+    sizes = [m * power for m in (1, 2, 2.5, 5, 10) if not whole or (m * power).is_integer()]
+    step = next(size for size in sizes if size >= raw * (1 - 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(k * step, 12) for k in range(first, last + 1)]
 
@@ -73,23 +76,24 @@ def percent(share: float, digits: int = 1) -> str:
     return _bare(text) + "\u00a0%"
 
 
-def _chart(height: int, label: str, marks: Sequence[Markup]) -> Markup:
-    """The frame of one chart; `label` says in words what it shows."""
+def _chart(height: int, label: str, marks: Sequence[Markup], left: Mapping) -> Markup:
+    """The frame of one chart; `label` says what it shows, `left` has the labels of y."""
+    kind = "chart wide" if max(map(len, left.values()), default=0) > SHORT else "chart"
     return Markup(
-        '<svg class="chart" role="img" aria-label="{0}" width="100%" height="{1}">{2}</svg>'
-    ).format(label, height + TICK_ROOM, Markup("").join(marks))
+        '<svg class="{0}" role="img" aria-label="{1}" width="100%" height="{2}">{3}</svg>'
+    ).format(kind, label, height + TICK_ROOM, Markup("").join(marks))
 
 
-def _y_axis(height: int, top: float, label) -> list[Markup]:
-    """Grid lines from 0 to `top`, each with its label at the left, outside the plot."""
+def _y_axis(height: int, low: float, high: float, labels: Mapping[float, str]) -> list[Markup]:
+    """Grid lines at the `labels`, each at the left, outside the plot."""
     marks = []
-    for tick in ticks(0, top, 5):
-        y = height * (1 - tick / top)
+    for tick, label in labels.items():
+        y = height * (1 - (tick - low) / (high - low))
         marks.append(
             Markup(
                 '<line class="grid" x1="0" x2="100%" y1="{0:.1f}" y2="{0:.1f}"/>'
                 '<text class="tick end" x="-6" y="{1:.1f}">{2}</text>'
-            ).format(y, y + 4, label(tick))
+            ).format(y, y + 4, label)
         )
     return marks
 
@@ -113,12 +117,14 @@ def _fit(texts: Sequence[str]) -> int:
     return max(2, ROOM // (GLYPH * max(map(len, texts)) + 2 * GLYPH))
 
 
-def _x_axis(height: int, low: float, high: float, name: str, count: int = 8) -> list[Markup]:
+def _x_axis(
+    height: int, low: float, high: float, name: str, count: int = 8, whole: bool = False
+) -> list[Markup]:
     """The base line, round ticks under it, and the axis name."""
     marks = [Markup('<line class="axis" x1="0" x2="100%" y1="{0}" y2="{0}"/>').format(height)]
-    while count > 2 and len(at := ticks(low, high, count)) > _fit(distinct(at)):
+    while count > 2 and len(at := ticks(low, high, count, whole)) > _fit(distinct(at)):
         count -= 1
-    at = ticks(low, high, count)
+    at = ticks(low, high, count, whole)
     for tick, text in zip(at, distinct(at), strict=True):
         share = 50.0 if high == low else 100 * (tick - low) / (high - low)
         anchor = "start" if share < 3 else "end" if share > 97 else "mid"
@@ -156,7 +162,8 @@ def score_histogram(
     top = max(1, int((kept + dropped).max()))
     low, high = float(edges[0]), float(edges[-1])
     width = 100 / len(kept)
-    marks = _y_axis(height, top, number)
+    left = {tick: number(tick) for tick in ticks(0, top, whole=True)}
+    marks = _y_axis(height, 0, top, left)
     for b, (k, d) in enumerate(zip(kept.tolist(), dropped.tolist(), strict=True)):
         if not k + d:
             continue
@@ -181,11 +188,11 @@ def score_histogram(
         f"Histogram of scores: {total_kept:,} rows kept at {number(threshold, 4)} and above, "
         f"{total_dropped:,} dropped, over scores {number(low)} to {number(high)}"
     )
-    return _chart(height, label, marks)
+    return _chart(height, label, marks, left)
 
 
 def share_columns(names: Sequence[str], shares: np.ndarray, overall: float, axis: str) -> Markup:
-    """One column a group with the share kept, and a line at the share kept overall.
+    """One column a group, dropped above kept, and a line at the share kept overall.
 
     Args:
         names: one text a group, shown under its column.
@@ -194,11 +201,15 @@ def share_columns(names: Sequence[str], shares: np.ndarray, overall: float, axis
         axis: what the groups are.
     """
     width, height = 100 / len(names), 160  # per cent of the plot a column, pixels of it
-    marks = _y_axis(height, 1.0, lambda tick: percent(tick, 0))
+    left = {tick: percent(tick, 0) for tick in ticks(0, 1)}
+    marks = _y_axis(height, 0, 1, left)
     for g, (name, share) in enumerate(zip(names, shares.tolist(), strict=True)):
-        h = height * share
+        h, x = height * share, g * width + width * 0.12
         title = f"{axis} {name}: {percent(share)} kept"
-        marks.append(_rect("kept", g * width + width * 0.12, width * 0.76, height - h, h, title))
+        if share < 1:
+            marks.append(_rect("dropped", x, width * 0.76, 0, height - h, title))
+        if share:
+            marks.append(_rect("kept", x, width * 0.76, height - h, h, title))
     shown = np.linspace(0, len(names) - 1, min(len(names), _fit(names)))
     for g in np.unique(shown.round().astype(int)).tolist():
         place = (g * width, "start") if g == 0 else ((g + 0.5) * width, "mid")
@@ -217,7 +228,7 @@ def share_columns(names: Sequence[str], shares: np.ndarray, overall: float, axis
         ).format(height, height + 31, axis, y)
     )
     said = "; ".join(f"{n}: {percent(s)}" for n, s in zip(names, shares.tolist(), strict=True))
-    return _chart(height, f"Share kept by {axis}. Overall {percent(overall)}. {said}", marks)
+    return _chart(height, f"Share kept by {axis}. Overall {percent(overall)}. {said}", marks, left)
 
 
 def _path(x: np.ndarray, y: np.ndarray, low: float, high: float) -> str:
@@ -237,6 +248,7 @@ def curve(
     low: np.ndarray | None = None,
     high: np.ndarray | None = None,
     bounds: tuple[float, float] | None = None,
+    whole: bool = False,
     height: int = 110,
 ) -> Markup:
     """A line of y over x, with a band from `low` to `high` behind it when given.
@@ -249,6 +261,7 @@ def curve(
         low: float [P], lower edge of the band.
         high: float [P], upper edge of the band.
         bounds: ends of the y axis; not given, those of the values.
+        whole: x counts something.
         height: pixels of the plot.
     """
     floor, ceil = bounds or (
@@ -258,16 +271,9 @@ def curve(
     shown = ticks(floor, ceil, 4)
     if ceil == floor:
         floor, ceil = floor - 0.5 * (abs(floor) or 1), ceil + 0.5 * (abs(ceil) or 1)
-    marks = []
-    for tick, text in zip(shown, distinct(shown), strict=True):
-        py = height * (1 - (tick - floor) / (ceil - floor))
-        marks.append(
-            Markup(
-                '<line class="grid" x1="0" x2="100%" y1="{0:.1f}" y2="{0:.1f}"/>'
-                '<text class="tick end" x="-6" y="{1:.1f}">{2}</text>'
-            ).format(py, py + 4, text)
-        )
-    marks += _x_axis(height, float(x[0]), float(x[-1]), axis, 5)
+    left = dict(zip(shown, distinct(shown), strict=True))
+    marks = _y_axis(height, floor, ceil, left)
+    marks += _x_axis(height, float(x[0]), float(x[-1]), axis, 5, whole)
     if len(x) == 1:
         py = height * (1 - (float(y[0]) - floor) / (ceil - floor))
         marks.append(Markup('<circle class="dot" cx="50%" cy="{0:.1f}" r="4"/>').format(py))
@@ -287,7 +293,7 @@ def curve(
         f"{name} over {axis}: from {number(float(y[0]))} to {number(float(y[-1]))}, "
         f"between {number(float(y.min()))} and {number(float(y.max()))}"
     )
-    return _chart(height, label, marks)
+    return _chart(height, label, marks, left)
 
 
 def share_bar(share: float, overall: float) -> Markup:

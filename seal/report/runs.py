@@ -12,7 +12,9 @@ from seal.errors import InputError
 from seal.provenance import sha256_of_file
 
 POINTS = 150  # points drawn a curve
-_CLOCK = {"step", "epoch", "seconds"}  # say when a record was made, not what was measured
+# when a record was made, the schedule, and the machine's speed: nothing that was learned
+_NOT_DRAWN = {"step", "epoch", "seconds", "lr", "tokens_per_second", "tflops", "peak_gib"}
+_NOT_DRAWN |= {"utilisation"}
 
 
 class Series(NamedTuple):
@@ -27,8 +29,8 @@ class Series(NamedTuple):
 def read_metrics(path: Path) -> list[Series]:
     """Reads metrics.jsonl: one JSON object a line with `step` and any numeric keys.
 
-    A last line cut short by a killed run is left out; any other bad line is an error. Keys with
-    one constant value (a learning rate that never moves) are kept.
+    A last line cut short by a killed run is left out; any other bad line is an error. The
+    clock, the learning rate and the machine's speed are left out.
 
     Raises:
         InputError: the file is absent, or a line before the last is not a JSON object.
@@ -40,7 +42,7 @@ def read_metrics(path: Path) -> list[Series]:
         if not _is_number(step):
             raise InputError(f"{path}: step is {step!r} in record {record_number}; give a number")
         for key, value in record.items():
-            if key.rsplit("/", 1)[-1] in _CLOCK or not _is_number(value):
+            if key.rsplit("/", 1)[-1] in _NOT_DRAWN or not _is_number(value):
                 continue
             steps, values = points.setdefault(key, (array("d"), array("d")))
             if math.isfinite(value):
@@ -128,7 +130,7 @@ def other_selection(metrics: Path, selection: Path, topp: float) -> list[str]:
         tuned = f"what the selector {Path(path).name}{other} keeps at topp {share}"
     return [
         f"the training curves are of a model tuned on {tuned}; this report is of {selection.name} "
-        f"at topp {topp:g}: give --metrics of a run on it"
+        f"at topp {topp:g}: give the metrics of a run on it"
     ]
 
 

@@ -209,7 +209,13 @@ def curves(series: Sequence[Series]) -> list[dict]:
             continue
         line = thin(one)
         figure = figures.curve(
-            line.step, line.mean, one.name, "optimizer step", low=line.low, high=line.high
+            line.step,
+            line.mean,
+            one.name,
+            "optimizer step",
+            low=line.low,
+            high=line.high,
+            whole=True,
         )
         drawn.append(
             {"name": one.name, "figure": figure, "broken": one.broken, "last": one.value[-1]}
