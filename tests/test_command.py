@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -122,6 +123,14 @@ def test_bad_input_is_one_line_and_status_2(home, tmp_path):
     assert "no such file" in refused("show", tmp_path / "absent.parquet")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1")
     assert "not a readable Parquet file" in refused("show", tmp_path / "bad.parquet")
+    rows = tmp_path / "rows.csv"
+    rows.write_text("prompt,response\na,b\n")
+    pq.write_table(pa.table({"prompt": ["a"]}), tmp_path / "rows.parquet")
+    for path in (rows, tmp_path / "rows.parquet"):
+        told = refused("show", path)
+        assert f"{path}: no selector: " in told
+        assert "give the .parquet that selector training wrote" in told
+        path.unlink()
     flags = ("--dataset", home / "data.jsonl", "--out", tmp_path / "x")
     for words, complaint in (
         (("export", "a.parquet"), "arguments are required: --dataset, --topp, --out; see seal"),
@@ -211,6 +220,22 @@ def test_show_lists_best_and_worst_rows_with_their_text(home, tmp_path):
     for line in result["top"] + result["bottom"]:
         assert line["messages"][0]["content"] == f"question {line['row'] % 35} é"
     assert f"user: question {order[0] % 35} é" in seal("show", home / "a.parquet", *flags)
+
+
+def test_show_of_another_dataset_is_refused_and_absent_rows_are_said(home, tmp_path):
+    (tmp_path / "other.jsonl").write_text('{"prompt": "x", "response": "y"}\n')
+    flags = ("show", home / "a.parquet", "--top", 2, "--bottom", 1, "--dataset")
+    told = refused(*flags, tmp_path / "other.jsonl")
+    assert "none of the 1 dataset rows is among the selector's 40 rows" in told
+    best = int(np.argmax(read_selection(home / "a.parquet").score))
+    lines = odd_lines()
+    (tmp_path / "fewer.jsonl").write_bytes(b"".join(lines[:best] + lines[best + 1 :]))
+    text = seal(*flags, tmp_path / "fewer.jsonl")
+    assert "1 rows of the selector are not in this dataset" in text
+    assert text.count("not in this dataset") == 2 and text.count("user: question") == 2
+    assert seal_json(*flags, tmp_path / "fewer.jsonl")["missing"] == 1
+    assert seal_json(*flags, home / "data.jsonl")["missing"] == 0
+    assert "not in this dataset" not in seal(*flags, home / "data.jsonl")
 
 
 def test_compare(home, tmp_path):

@@ -5,7 +5,7 @@ import argparse
 import numpy as np
 
 from seal.command.dataset import add_dataset_flags, aligned, read_rows
-from seal.selection.artefact import Selection, read_selection
+from seal.selection.artefact import Selection, no_common_row, read_selection
 from seal.selection.evidence import told
 from seal.statistics import effective_rows, entropy
 
@@ -37,8 +37,8 @@ def run(args: argparse.Namespace) -> tuple[dict, str]:
     selection = read_selection(args.file)
     order = np.argsort(-selection.score, kind="stable")
     lines = {"top": order[: args.top], "bottom": order[len(order) - args.bottom :][::-1]}
-    texts = _texts(args, selection, np.concatenate(list(lines.values())))
-    result = {"file": args.file, "meta": selection.meta, **summary(selection)}
+    texts, missing = _texts(args, selection, np.concatenate(list(lines.values())))
+    result = {"file": args.file, "meta": selection.meta, **summary(selection), "missing": missing}
     for name, chosen in lines.items():
         found = zip(chosen.tolist(), selection.lines(chosen), strict=True)
         result[name] = [{**values, "messages": texts.get(line)} for line, values in found]
@@ -66,16 +66,24 @@ def summary(selection: Selection) -> dict:
     }
 
 
-def _texts(args: argparse.Namespace, selection: Selection, lines: np.ndarray) -> dict:
-    """line -> messages, for those of `lines` that the dataset still holds."""
+def _texts(
+    args: argparse.Namespace, selection: Selection, lines: np.ndarray
+) -> tuple[dict, int | None]:
+    """(line -> messages, for those of `lines` that the dataset holds; lines that it does not hold).
+
+    Without a dataset, or lines to look for, the number is None.
+    """
     if args.dataset is None or len(lines) == 0:
-        return {}
+        return {}, None
     from seal.datasets.identity import row_keys
 
     rows = read_rows(args)
     matched = selection.index.find(*row_keys(rows))
+    found = np.count_nonzero(matched >= 0)
+    if not found:
+        raise no_common_row(len(rows), selection)
     place = {int(matched[i]): int(i) for i in np.flatnonzero(np.isin(matched, lines))}
-    return {line: rows[i]["messages"] for line, i in place.items()}
+    return {line: rows[i]["messages"] for line, i in place.items()}, len(selection) - int(found)
 
 
 def _render(result: dict) -> str:
@@ -102,16 +110,19 @@ def _render(result: dict) -> str:
     if visits["max"]:
         table["visits"] = f"at most {visits['max']}; {visits['rows_without']} of {n} rows have none"
     parts = [aligned(table), *told(meta)]
+    if result["missing"]:
+        parts.append(f"{result['missing']} rows of the selector are not in this dataset")
+    absent = "" if result["missing"] is None else "\n      not in this dataset"
     for name in ("top", "bottom"):
         parts += [f"\n{name} {len(result[name])}"] * bool(result[name])
-        parts += [_render_line(line) for line in result[name]]
+        parts += [_render_line(line, absent) for line in result[name]]
     return "\n".join(parts)
 
 
-def _render_line(line: dict) -> str:
+def _render_line(line: dict, absent: str) -> str:
     loss = "" if line["loss"] is None else f"  loss {line['loss']:.4g}"
     head = f"  row {line['row']}  score {line['score']:.5g}  weight {line['weight']:.4g}{loss}"
-    parts = [f"{head}  id {line['id']}"]
+    parts = [f"{head}  id {line['id']}{absent if line['messages'] is None else ''}"]
     for message in line["messages"] or ():
         text = " ".join(message["content"].split())
         text = text if len(text) <= _TEXT else text[: _TEXT - 1] + "…"

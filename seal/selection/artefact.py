@@ -20,7 +20,7 @@ from seal.errors import InputError, known, said
 from seal.files import atomic_path
 from seal.ids import RowIndex, id_bytes, id_text
 from seal.provenance import commit, versions
-from seal.selection.format import FORMAT, SCHEMA, check_lines, check_meta, read_meta
+from seal.selection.format import FORMAT, REMEDY, SCHEMA, check_lines, check_meta, read_meta
 
 UNSCORED = ("error", "drop", "keep")
 BLOCK = 1 << 20  # lines held at a time
@@ -190,13 +190,15 @@ def read_selection(path: str | os.PathLike) -> Selection:
         inside = ", ".join(sorted(found.name for found in path.glob("*.parquet"))) or "none"
         raise InputError(f"{path} is a folder; give a .parquet file (it holds: {inside:.200})")
     if not path.is_file():
-        raise InputError(f"{path}: no such file; give the .parquet that selector training wrote")
+        raise InputError(f"{path}: no such file; {REMEDY}")
     try:
         return _read(path)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        raise InputError(f"{path}: not a readable Parquet file: {said(error)}") from error
+        raise InputError(
+            f"{path}: no selector: not a readable Parquet file ({said(error)}); {REMEDY}"
+        ) from error
 
 
 def _read(source) -> Selection:
@@ -328,6 +330,14 @@ def _sortable(score: np.ndarray) -> np.ndarray:
     return np.where(bits & sign, ~bits, bits | sign)
 
 
+def no_common_row(n: int, selection: Selection) -> InputError:
+    """What to say where none of the n rows of a dataset has a score."""
+    return InputError(
+        f"none of the {n} dataset rows is among the selector's {len(selection)} rows; this is a "
+        "selector for another dataset"
+    )
+
+
 def select_rows(
     ids, occurrences: np.ndarray, selection: Selection, topp: float, unscored: str = "error"
 ) -> Selected:
@@ -358,10 +368,7 @@ def select_rows(
     n_scored = int(scored.sum())
     n_unscored = n - n_scored
     if n_scored == 0:
-        raise InputError(
-            f"none of the {n} dataset rows is among the selector's {len(selection)} "
-            "rows; this is a selector for another dataset"
-        )
+        raise no_common_row(n, selection)
     if n_unscored and unscored == "error":
         first = int(np.argmin(scored))
         name = id_text(id_bytes(ids[first : first + 1]))[0]

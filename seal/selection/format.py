@@ -11,6 +11,7 @@ from seal.errors import InputError
 from seal.ids import RowIndex, id_bytes
 
 FORMAT = 1
+REMEDY = "give the .parquet that selector training wrote"
 METHODS = (
     "penalty",
     "penalty_gap",
@@ -70,7 +71,10 @@ def read_meta(schema: pa.Schema) -> dict:
     """
     for field in SCHEMA:
         if schema.names.count(field.name) != 1:
-            raise InputError(f"column {field.name!r} is missing or repeated; found {schema.names}")
+            raise InputError(
+                f"no selector: column {field.name!r} is missing or repeated; found {schema.names}; "
+                f"{REMEDY}"
+            )
         found = schema.field(field.name).type
         if found != field.type:
             raise InputError(f"column {field.name!r} is {found}, must be {field.type}")
