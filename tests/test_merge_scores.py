@@ -55,6 +55,7 @@ def test_parts_join_in_order_with_copies_numbered_over_all(tmp_path):
     assert merged.weight.mean() == pytest.approx(1) and merged.meta["calibration"]["n"] == 3
     assert "new_dataset" not in merged.meta["arguments"] and merged.meta["seed"] == 1
     assert [part["rows"] for part in merged.meta["parts"]] == [30, 20]
+    assert str(tmp_path) not in str(merged.meta)
     assert merged.meta["evidence"]["reliability"] == pytest.approx(scores.mean())
 
 

@@ -368,6 +368,15 @@ def test_the_subcommand_writes_the_same_page(made, tmp_path):
     assert page.row("planted")[2] == "80" and "Question" not in " ".join(page.text)
 
 
+def test_commands_in_the_page_hold_no_folder(made, tmp_path, monkeypatch):
+    words = f"report {made}/sel.parquet --dataset {made}/user.jsonl --topp 0.7 --out {tmp_path}/r"
+    monkeypatch.setattr("sys.argv", ["/opt/bin/seal", *words.split()])
+    assert main(words.split()) == 0
+    page = (tmp_path / "r").read_text()
+    assert "seal report sel.parquet --dataset user.jsonl --topp 0.7 --out r<" in page
+    assert str(made) not in page
+
+
 def test_absent_inputs_are_named(made, tmp_path):
     write_scores(tmp_path / "sel.parquet", made / "user.jsonl")
     out = write_report(tmp_path / "r.html", selection=tmp_path / "sel.parquet", topp=0.5)

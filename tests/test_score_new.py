@@ -59,6 +59,7 @@ def test_new_rows_rank_as_the_selector_would_rank_them(world):
     assert found["spearman"] > 0.6 and found["n"] == 160
     assert auroc(predicted.score, kinds) > 0.95
     assert predicted.meta["method"] == "predicted"
+    assert str(world) not in str(predicted.meta["arguments"])
     assert predicted.meta["predicted"]["spearman"] == found["spearman"]
     assert predicted.visits.max() == 0
 

@@ -19,6 +19,7 @@ from seal.provenance import sha256_of_file
 from seal.selection.artefact import BLOCK, read_selection, write_blocks
 from seal.selection.calibration import calibrate
 from seal.selection.format import SCHEMA
+from seal.utils.record import shared
 
 EXAMPLE = "seal merge-scores ckpt/part_1.parquet ckpt/part_2.parquet --out ckpt/all.parquet"
 # method -> the models that must be given, so that every part is scored under the same ones
@@ -137,11 +138,11 @@ def joined_meta(parts: list[Part]) -> dict:
         "raw": sum(count["raw"] for count in counts),
         "skipped": dict(skipped),
     }
-    shared = metas[0]["arguments"].items()
-    meta["arguments"] = {k: v for k, v in shared if all(m["arguments"].get(k) == v for m in metas)}
+    first = metas[0]["arguments"].items()
+    meta["arguments"] = {k: v for k, v in first if all(m["arguments"].get(k) == v for m in metas)}
     meta["seed"] = metas[0]["seed"]
     meta["parts"] = [
-        {"file": part.path, "sha256": sha256_of_file(part.path), "rows": n}
+        {"file": shared(part.path), "sha256": sha256_of_file(part.path), "rows": n}
         for part, n in zip(parts, rows, strict=True)
     ]
     if all(m.get("evidence") for m in metas):

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from seal.command.dataset import add_dataset_flags, add_topp_flags, read_rows
+from seal.utils.record import shared
 
 EXAMPLE = """\
 seal report ckpt/demo_softmax.parquet --dataset demo/user.jsonl --topp 0.7 \\
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> tuple[dict, str]:
         columns=args.column,
         redact_text=args.no_text,
         rows_shown=args.rows,
-        command=shlex.join(["seal", *sys.argv[1:]]),
+        command=shlex.join(["seal", *map(shared, sys.argv[1:])]),
         warn=doubts.append,
     )
     size = path.stat().st_size

@@ -12,6 +12,7 @@ from seal.cli.declared import take
 from seal.command.dataset import add_dataset_flags, hide_bars
 from seal.errors import InputError
 from seal.provenance import sha256_of_file
+from seal.utils.record import shared
 
 EXAMPLE = """\
 seal score-new ckpt/mine.parquet --pretrain MODEL --dataset user.jsonl \
@@ -51,9 +52,10 @@ def run(args: argparse.Namespace) -> tuple[dict, str]:
     new = read(args.new_dataset)
     score = head.predict(features(actor, new, layer))
     merit = {"selector": sha256_of_file(args.file), **merit}
+    given = {"selector": args.file, "new_dataset": args.new_dataset}
     meta = selection_meta(
         method="predicted",
-        arguments={"selector": args.file, "new_dataset": args.new_dataset, **text},
+        arguments={name: shared(value) for name, value in given.items()} | text,
         fingerprint=new.fingerprint,
         raw=new.raw,
         skipped=new.skipped,

@@ -20,8 +20,8 @@ def run_config(flags: Mapping) -> dict:
     Of local paths the last part is left.
     """
     return {
-        "arguments": {name: _shared(value) for name, value in flags.items()},
-        "command": shlex.join(map(_shared, sys.argv)),
+        "arguments": {name: shared(value) for name, value in flags.items()},
+        "command": shlex.join(map(shared, sys.argv)),
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),
         "versions": versions(),
         "commit": commit(),
@@ -35,7 +35,7 @@ def write_run(flags: Mapping, run_dir: str | Path, selection: Mapping | None = N
         tmp.write_text(json.dumps(run, indent=2, default=str))
 
 
-def _shared(value: object) -> object:
+def shared(value: object) -> object:
     """A word without the folders of the local paths in it; hub names stay."""
     if not isinstance(value, str) or "/" not in value:
         return value
