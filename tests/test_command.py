@@ -232,7 +232,7 @@ def test_show_of_another_dataset_is_refused_and_absent_rows_are_said(home, tmp_p
     (tmp_path / "fewer.jsonl").write_bytes(b"".join(lines[:best] + lines[best + 1 :]))
     text = seal(*flags, tmp_path / "fewer.jsonl")
     assert "1 rows of the selector are not in this dataset" in text
-    assert text.count("not in this dataset") == 2 and text.count("user: question") == 2
+    assert text.count("user: question") == 2
     assert seal_json(*flags, tmp_path / "fewer.jsonl")["missing"] == 1
     assert seal_json(*flags, home / "data.jsonl")["missing"] == 0
     assert "not in this dataset" not in seal(*flags, home / "data.jsonl")

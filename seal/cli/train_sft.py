@@ -160,12 +160,9 @@ def describe(args, rows, selected) -> None:
     if selected:
         selected = selected | {"selector": Path(args.selector_path).name}
     record.write_run(vars(args), args.save_path, selected)
-    trained = {
-        "dataset": record.shared(args.dataset),
-        "fingerprint": rows.fingerprint,
-        "rows": len(rows),
-    }
-    trained |= {"tokens": int(rows.lengths.sum()), "cut to max_len": rows.truncated}
+    trained = {"dataset": record.shared(args.dataset), "fingerprint": rows.fingerprint}
+    trained |= {"rows": len(rows), "tokens": int(rows.lengths.sum())}
+    trained |= {"cut to max_len": rows.truncated}
     facts = {"Rows": trained, "Metrics at the end": last_metrics(args.save_path)}
     if selected:
         facts = {"Selection": selected, **facts}

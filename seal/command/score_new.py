@@ -12,6 +12,7 @@ from seal.cli.declared import take
 from seal.command.dataset import add_dataset_flags, hide_bars
 from seal.errors import InputError
 from seal.provenance import sha256_of_file
+from seal.selection.artefact import no_common_row, read_selection, selection_meta, write_selection
 from seal.utils.record import shared
 
 EXAMPLE = """\
@@ -31,7 +32,6 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> tuple[dict, str]:
-    from seal.selection.artefact import read_selection, selection_meta, write_selection
     from seal.selection.representation import Head, layers_to_try, middle
     from seal.trainer.amortised import features, fit_head
 
@@ -109,8 +109,5 @@ def _scored(rows, selection):
     """The rows that have a score, and the scores, float64 [rows]."""
     lines = selection.index.find(rows.ids, rows.occurrences)
     if (lines < 0).all():
-        raise InputError(
-            f"none of the {len(rows)} dataset rows is among the selector's {len(selection)} rows; "
-            "--dataset is what the selector scored"
-        )
+        raise no_common_row(len(rows), selection)
     return rows.select((lines >= 0).nonzero()[0]), selection.score[lines[lines >= 0]].astype(float)

@@ -69,10 +69,7 @@ def summary(selection: Selection) -> dict:
 def _texts(
     args: argparse.Namespace, selection: Selection, lines: np.ndarray
 ) -> tuple[dict, int | None]:
-    """(line -> messages, for those of `lines` that the dataset holds; lines that it does not hold).
-
-    Without a dataset, or lines to look for, the number is None.
-    """
+    """(line -> messages, for those of `lines` that the dataset has; all lines that it has not)."""
     if args.dataset is None or len(lines) == 0:
         return {}, None
     from seal.datasets.identity import row_keys
@@ -112,17 +109,16 @@ def _render(result: dict) -> str:
     parts = [aligned(table), *told(meta)]
     if result["missing"]:
         parts.append(f"{result['missing']} rows of the selector are not in this dataset")
-    absent = "" if result["missing"] is None else "\n      not in this dataset"
     for name in ("top", "bottom"):
         parts += [f"\n{name} {len(result[name])}"] * bool(result[name])
-        parts += [_render_line(line, absent) for line in result[name]]
+        parts += [_render_line(line) for line in result[name]]
     return "\n".join(parts)
 
 
-def _render_line(line: dict, absent: str) -> str:
+def _render_line(line: dict) -> str:
     loss = "" if line["loss"] is None else f"  loss {line['loss']:.4g}"
     head = f"  row {line['row']}  score {line['score']:.5g}  weight {line['weight']:.4g}{loss}"
-    parts = [f"{head}  id {line['id']}{absent if line['messages'] is None else ''}"]
+    parts = [f"{head}  id {line['id']}"]
     for message in line["messages"] or ():
         text = " ".join(message["content"].split())
         text = text if len(text) <= _TEXT else text[: _TEXT - 1] + "…"

@@ -245,29 +245,25 @@ def curve(
     name: str,
     axis: str,
     *,
-    low: np.ndarray | None = None,
-    high: np.ndarray | None = None,
+    band: tuple[np.ndarray, np.ndarray] | None = None,
     bounds: tuple[float, float] | None = None,
     whole: bool = False,
     height: int = 110,
 ) -> Markup:
-    """A line of y over x, with a band from `low` to `high` behind it when given.
+    """A line of y over x, with a band behind it when given.
 
     Args:
         x: float [P], ascending.
         y: float [P], finite.
         name: what y is.
         axis: what x is.
-        low: float [P], lower edge of the band.
-        high: float [P], upper edge of the band.
+        band: its lower and its upper edge, each float [P].
         bounds: ends of the y axis; not given, those of the values.
         whole: x counts something.
         height: pixels of the plot.
     """
-    floor, ceil = bounds or (
-        float(np.min(y if low is None else low)),
-        float(np.max(y if high is None else high)),
-    )
+    low, high = band or (y, y)
+    floor, ceil = bounds or (float(np.min(low)), float(np.max(high)))
     shown = ticks(floor, ceil, 4)
     if ceil == floor:
         floor, ceil = floor - 0.5 * (abs(floor) or 1), ceil + 0.5 * (abs(ceil) or 1)
@@ -278,16 +274,14 @@ def curve(
         py = height * (1 - (float(y[0]) - floor) / (ceil - floor))
         marks.append(Markup('<circle class="dot" cx="50%" cy="{0:.1f}" r="4"/>').format(py))
     else:
-        band = Markup("")
-        if low is not None and high is not None:
-            there = _path(x, high, floor, ceil)
-            back = " ".join(reversed(_path(x, low, floor, ceil).split()))
-            band = Markup('<polygon class="band" points="{0} {1}"/>').format(there, back)
+        there = _path(x, high, floor, ceil)
+        back = " ".join(reversed(_path(x, low, floor, ceil).split()))
+        shade = Markup('<polygon class="band" points="{0} {1}"/>').format(there, back)
         marks.append(
             Markup(
                 '<svg x="0" y="0" width="100%" height="{0}" viewBox="0 0 100 100" '
                 'preserveAspectRatio="none">{1}<polyline class="line" points="{2}"/></svg>'
-            ).format(height, band, _path(x, y, floor, ceil))
+            ).format(height, shade, _path(x, y, floor, ceil))
         )
     label = (
         f"{name} over {axis}: from {number(float(y[0]))} to {number(float(y[-1]))}, "

@@ -208,14 +208,9 @@ def curves(series: Sequence[Series]) -> list[dict]:
             drawn.append({"name": one.name, "figure": None, "broken": one.broken, "last": None})
             continue
         line = thin(one)
+        band = line.low, line.high
         figure = figures.curve(
-            line.step,
-            line.mean,
-            one.name,
-            "optimizer step",
-            low=line.low,
-            high=line.high,
-            whole=True,
+            line.step, line.mean, one.name, "optimizer step", band=band, whole=True
         )
         drawn.append(
             {"name": one.name, "figure": figure, "broken": one.broken, "last": one.value[-1]}
