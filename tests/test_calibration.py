@@ -131,6 +131,14 @@ def test_doubts_weigh_what_the_evidence_is_worth():
     noise = {"evidence": {"reliability": 0.3, "moved": {}}}
     assert len(doubts(noise)) == 1
     known = {"auroc": 0.9, "auroc_interval": [0.85, 0.93]}
+    assert "tune" not in doubts(noise)[0] and doubts(noise)[0].endswith("noise; use another method")
+    (tuned,) = doubts({"evidence": {"reliability": 0.3, "moved": {"safe": {"safe": [0.5, 0.1]}}}})
+    assert tuned.endswith("noise; tune longer or at a higher rate, or use another method")
+    assert doubts({"evidence": {"reliability": 0.6, "steps": {"safe": 10, "fold0": 12}}}) == []
+    (few,) = doubts({"evidence": {"reliability": 0.6, "steps": {"safe": 9, "fold0": 12}}})
+    assert (
+        "was tuned for 9 optimizer steps only, fewer than 10" in few and "--train_batch_size" in few
+    )
     assert doubts(noise | {"calibration": known}) == []
     weak = {"auroc": 0.66, "auroc_interval": [0.59, 0.73]}
     assert len(doubts(noise | {"calibration": weak})) == 1

@@ -107,6 +107,7 @@ def test_selector_is_whole(trained):
     assert np.isfinite(selection.loss).all() and len(set(selection.score)) > USER_ROWS // 2
     assert selection.meta["model"] == "start" and selection.meta["max_len"] == 96
     moved = selection.meta["evidence"]["moved"]["loop"]
+    assert selection.meta["evidence"]["steps"] == {"loop": 2 * -(-USER_ROWS // 8)}
     assert moved.keys() == {"safe", "rows", "swapped"} and moved["safe"][1] < moved["safe"][0]
     for epoch in (1, 2):
         at = read_selection(folder / f"ckpt/sft_selection_logits_softmax_ep{epoch}.parquet")

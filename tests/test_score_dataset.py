@@ -1,6 +1,7 @@
 """examples/score_dataset.py: every method writes its artefact, resumes, and refuses well."""
 
 import re
+import warnings
 
 import datasets
 import numpy as np
@@ -78,7 +79,7 @@ def test_every_method_scores_every_row(flags, method):
 
 
 @pytest.mark.parametrize("method", ["relative_excess", "dsir", "probe"])
-def test_seal_score_equals_the_script(flags, tmp_path, method):
+def test_seal_score_equals_the_script(flags, tmp_path, capsys, method):
     """Rows in memory, and in another schema, without a command line."""
     by_script = run(flags, method=method, selector_name=f"script_{method}")
     names = ("train_batch_size", "micro_train_batch_size", "max_len", "learning_rate")
@@ -91,7 +92,10 @@ def test_seal_score_equals_the_script(flags, tmp_path, method):
         found = seal.score(rows, safe, method, pretrain=pretrain, out=out, **rest)
         np.testing.assert_array_equal(found.score, by_script.score)
         assert found.meta["dataset"]["scored"] == 30 and (found.id == by_script.id).all()
-    assert len(seal.select(rows, tmp_path / "mine.parquet", 0.5)) == 15
+    said = capsys.readouterr().out
+    assert ("tuned for 4 optimizer steps only" in said) == (method == "relative_excess")
+    with warnings.catch_warnings(action="error", category=UserWarning):  # has been said
+        assert len(seal.select(rows, tmp_path / "mine.parquet", 0.5)) == 15
 
 
 def test_seal_score_refuses_in_one_line(flags, tmp_path):

@@ -59,7 +59,9 @@ def train(args) -> None:
     def save(path: str, score=None, worth=None) -> dict:
         score = selector.logits.double().numpy() if score is None else score
         columns = selector_columns(user, selector, score)
-        evidence = {"reliability": worth, "moved": {"loop": moved.losses()}}
+        taken = steps_per_epoch * int(selector.visits.max())
+        evidence = {"reliability": worth, "steps": {"loop": taken}}
+        evidence |= {"moved": {"loop": moved.losses()}}
         extra = {"evidence": evidence, "head": head_of(selector)}
         if len(pool) > len(user):
             extra |= {"calibration": calibrate(score[: len(user)], score[len(user) :])}

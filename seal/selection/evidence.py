@@ -7,7 +7,9 @@ RELIABILITY = 0.4
 MOVED = 0.05  # share of the loss that tuning must take away
 LEARNED = 0.1  # nats a token below which there is little left to take
 OWN_PROMPT = 1.05  # loss behind another's prompt over loss behind the own one
+STEPS = 10  # of the optimizer, below which a model has hardly seen its rows
 KNOWN = 0.75  # canaries told apart so well outweigh a low reliability
+SAID: set[str] = set()  # doubts that this process has printed
 
 
 def told(meta: Mapping) -> list[str]:
@@ -31,7 +33,9 @@ def told(meta: Mapping) -> list[str]:
     if calibration := meta.get("calibration"):
         low, high = calibration["auroc_interval"]
         lines.append(f"AUROC against canaries: {calibration['auroc']:.3f} [{low:.3f}, {high:.3f}]")
-    return [*lines, *(f"warning: {doubt}" for doubt in doubts(meta))]
+    said = doubts(meta)
+    SAID.update(said)
+    return [*lines, *(f"warning: {doubt}" for doubt in said)]
 
 
 def doubts(meta: Mapping) -> list[str]:
@@ -41,12 +45,18 @@ def doubts(meta: Mapping) -> list[str]:
         meta: of the artefact; one without evidence has only its canaries to speak for it.
     """
     evidence = meta.get("evidence") or {}
-    said = [*_unmoved(evidence.get("moved") or {})]
+    moved, steps = evidence.get("moved") or {}, evidence.get("steps") or {}
+    said = _unmoved(moved)
+    if steps and min(steps.values()) < STEPS:
+        said.append(
+            f"a model of the score was tuned for {min(steps.values())} optimizer steps only, fewer "
+            f"than {STEPS}: bring more rows, raise the epochs or lower --train_batch_size"
+        )
     calibration = meta.get("calibration")
     low, high = calibration["auroc_interval"] if calibration else (0.0, 1.0)
     worth = evidence.get("reliability")
     if worth is not None and worth < RELIABILITY and low < KNOWN:
-        said.append(_unreliable(worth, evidence.get("halves")))
+        said.append(_unreliable(worth, evidence.get("halves"), bool(moved)))
     anchors = evidence.get("anchors")
     if anchors and anchors["auroc_interval"][0] <= 0.5:
         said.append(
@@ -61,14 +71,15 @@ def doubts(meta: Mapping) -> list[str]:
     return said
 
 
-def _unreliable(worth: float, halves: str | None) -> str:
+def _unreliable(worth: float, halves: str | None, tuned: bool) -> str:
+    of, remedy = "the even and from the odd response tokens", ""
     if halves:
-        of, remedy = f"two halves of {halves}", "bring more of them"
-    else:
-        of, remedy = "the even and from the odd response tokens", "tune longer or at a higher rate"
+        of, remedy = f"two halves of {halves}", "bring more of them, or "
+    elif tuned:
+        remedy = "tune longer or at a higher rate, or "
     return (
         f"the score from {of} agrees at {worth:.2f} only, below {RELIABILITY}: most of it is "
-        f"noise; {remedy}, or use another method"
+        f"noise; {remedy}use another method"
     )
 
 

@@ -10,7 +10,7 @@ from seal.datasets.prompts import GIVEN, readable, to_messages
 from seal.errors import InputError
 from seal.selection.artefact import select_rows
 from seal.selection.calibration import CONFIDENCE, MAX_CANARY_KEPT, share_kept
-from seal.selection.evidence import doubts
+from seal.selection.evidence import SAID, doubts
 from seal.selection.load import load_selection
 
 
@@ -43,7 +43,7 @@ def select(
         `dataset.select(...)` of the kept rows: nothing is copied, every column is carried.
 
     Warns:
-        UserWarning: the selector's own evidence puts it in doubt.
+        UserWarning: the selector's own evidence puts it in doubt, and nothing has said so yet.
 
     Raises:
         InputError: `dataset` is no `datasets.Dataset` or of unknown schema, the selector is
@@ -63,7 +63,8 @@ def select(
     rows = readable(number_rows(to_messages(plain, GIVEN, input_key, output_key)))
     selection = load_selection(selector)
     for doubt in doubts(selection.meta):
-        warnings.warn(doubt, stacklevel=2)
+        if doubt not in SAID:
+            warnings.warn(doubt, stacklevel=2)
     share = share_kept(selection, topp, max_canary_kept, confidence)
     selected = select_rows(*row_keys(rows), selection, share, unscored)
     return dataset.select(rows.select(selected.indices)["row"])

@@ -353,6 +353,7 @@ class Passes:
         plan = SFTPlan(tuning.tune_epochs, tuning.train_batch_size, tuning.seed)
         tune(model, plan, f"tuning for {name}")
         note["moved"] = moved.losses()
+        note["steps"] = tuning.tune_epochs * -(-len(tune_on) // tuning.train_batch_size)
         note["cost"] += (3 * tuning.tune_epochs * len(tune_on) + moved.rows) / len(self.rows)
 
     def _step_along_safe_gradient(self, engine, direction: float) -> None:

@@ -179,9 +179,10 @@ class Scored(NamedTuple):
     Attributes:
         forward_equivalents: forward passes a row.
         seconds, cpu_seconds: of all its passes.
-        evidence: "moved", mean loss of held-out rows before and after each tuning; "reliability",
-            from the even and the odd tokens or from two halves of the anchors ("halves"), None
-            where a score has neither; "anchors", see `seal.selection.representation.judged`.
+        evidence: "moved", mean loss of held-out rows before and after each tuning; "steps",
+            the optimizer's in each; "reliability", from the even and the odd tokens or from two
+            halves of the anchors ("halves"), None where a score has neither; "anchors", see
+            `seal.selection.representation.judged`.
         head: what scores rows that are not here, see `Head.to_meta`; None where a score has none.
     """
 
@@ -219,7 +220,8 @@ def score_rows(passes: Passes, method: str, smooth: bool = False) -> Scored:
     spent = [
         sum(note[key] for note in notes.values()) for key in ("cost", "seconds", "cpu_seconds")
     ]
-    evidence = {"moved": moved, "reliability": worth} | passes.evidence
+    steps = {name: note["steps"] for name, note in notes.items() if "steps" in note}
+    evidence = {"moved": moved, "steps": steps, "reliability": worth} | passes.evidence
     return Scored(columns, *spent, evidence, head)
 
 
