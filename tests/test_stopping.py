@@ -70,6 +70,8 @@ def test_a_signal_stops_without_loss(world, tmp_path, number):
     words = ["python", SFT, *words_of(world)]
     status, output = stopped(words, tmp_path, number, everybody=False)
     assert status == 0 and "Traceback" not in output, output
+    asked, ended = (output.index(word) for word in ("asked to stop: the", "stopped after step"))
+    assert asked < ended and output.count("asked to stop") == 1
     assert not list(tmp_path.glob("tuned/*.safetensors"))
     if number == signal.SIGTERM:
         resumes(output, tmp_path, world)

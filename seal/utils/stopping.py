@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last is SLURM's usual warning
+STOPPING = b"\nasked to stop: the run saves after this step, then ends\n"
 # Words of a launcher's command line; neither package is imported here.
 LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run"}
 
@@ -21,13 +22,16 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 
     The end of a launcher counts as well: DeepSpeed's, killed, leaves its ranks running.
     """
-    received = []
+    received: list[int] = []
+
+    def receive(number: int, _) -> None:
+        if not received and os.environ.get("RANK", "0") == "0":
+            os.write(2, STOPPING)  # `print` may be at work: a handler cannot wait for it
+        received.append(number)
+
     above = launchers()
     parents = _parents(len(above))
-    before = {
-        number: signal.signal(number, lambda number, _: received.append(number))
-        for number in SIGNALS
-    }
+    before = {number: signal.signal(number, receive) for number in SIGNALS}
     try:
         yield lambda: bool(received) or _parents(len(above)) != parents
     finally:
