@@ -134,11 +134,14 @@ def test_doubts_weigh_what_the_evidence_is_worth():
     assert "tune" not in doubts(noise)[0] and doubts(noise)[0].endswith("noise; use another method")
     (tuned,) = doubts({"evidence": {"reliability": 0.3, "moved": {"safe": {"safe": [0.5, 0.1]}}}})
     assert tuned.endswith("noise; tune longer or at a higher rate, or use another method")
-    assert doubts({"evidence": {"reliability": 0.6, "steps": {"safe": 10, "fold0": 12}}}) == []
-    (few,) = doubts({"evidence": {"reliability": 0.6, "steps": {"safe": 9, "fold0": 12}}})
-    assert (
-        "was tuned for 9 optimizer steps only, fewer than 10" in few and "--train_batch_size" in few
-    )
+    moved = {"safe": {"safe": [1.2, 0.6]}, "fold0": {"rows": [1.5, 0.9]}}
+    steps = {"evidence": {"moved": moved, "steps": {"safe": 9, "fold0": 12}}}
+    (few,) = doubts(steps)
+    assert "tuned for 9 optimizer steps only, fewer than 10" in few
+    assert few.endswith("bring more rows, raise the epochs or lower --train_batch_size")
+    assert doubts(steps | {"calibration": known}) == []
+    moved["safe"]["safe"] = [0.02, 0.01]  # known before
+    assert doubts(steps) == []
     assert doubts(noise | {"calibration": known}) == []
     weak = {"auroc": 0.66, "auroc_interval": [0.59, 0.73]}
     assert len(doubts(noise | {"calibration": weak})) == 1

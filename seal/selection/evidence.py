@@ -7,7 +7,7 @@ RELIABILITY = 0.4
 MOVED = 0.05  # share of the loss that tuning must take away
 LEARNED = 0.1  # nats a token below which there is little left to take
 OWN_PROMPT = 1.05  # loss behind another's prompt over loss behind the own one
-STEPS = 10  # of the optimizer, below which a model has hardly seen its rows
+STEPS = 10  # of the optimizer, below which a model has learned little of its rows
 KNOWN = 0.75  # canaries told apart so well outweigh a low reliability
 SAID: set[str] = set()  # doubts that this process has printed
 
@@ -45,18 +45,15 @@ def doubts(meta: Mapping) -> list[str]:
         meta: of the artefact; one without evidence has only its canaries to speak for it.
     """
     evidence = meta.get("evidence") or {}
-    moved, steps = evidence.get("moved") or {}, evidence.get("steps") or {}
+    moved = evidence.get("moved") or {}
     said = _unmoved(moved)
-    if steps and min(steps.values()) < STEPS:
-        said.append(
-            f"a model of the score was tuned for {min(steps.values())} optimizer steps only, fewer "
-            f"than {STEPS}: bring more rows, raise the epochs or lower --train_batch_size"
-        )
     calibration = meta.get("calibration")
     low, high = calibration["auroc_interval"] if calibration else (0.0, 1.0)
     worth = evidence.get("reliability")
     if worth is not None and worth < RELIABILITY and low < KNOWN:
         said.append(_unreliable(worth, evidence.get("halves"), bool(moved)))
+    if low < KNOWN:
+        said += _few_steps(evidence.get("steps") or {}, moved)
     anchors = evidence.get("anchors")
     if anchors and anchors["auroc_interval"][0] <= 0.5:
         said.append(
@@ -81,6 +78,17 @@ def _unreliable(worth: float, halves: str | None, tuned: bool) -> str:
         f"the score from {of} agrees at {worth:.2f} only, below {RELIABILITY}: most of it is "
         f"noise; {remedy}use another method"
     )
+
+
+def _few_steps(steps: Mapping, moved: Mapping) -> list[str]:
+    """The fewest steps of a model that had something to learn, where they are too few."""
+    learning = [n for name, n in steps.items() if _looked_at(name, moved[name])[1] > LEARNED]
+    if min(learning, default=STEPS) >= STEPS:
+        return []
+    return [
+        f"a model of the score was tuned for {min(learning)} optimizer steps only, fewer than "
+        f"{STEPS}: bring more rows, raise the epochs or lower --train_batch_size"
+    ]
 
 
 def _unmoved(moved: Mapping) -> list[str]:
