@@ -248,6 +248,25 @@ def test_anchors_that_cannot_judge_are_refused(flags, tmp_path, extra, says):
     assert "\n" not in str(caught.value) and not out.exists()
 
 
+def test_a_safe_set_that_is_the_users_rows_is_refused_and_a_shared_row_counted(
+    flags, tmp_path, capsys
+):
+    out = {"selector_save_dir": tmp_path / "out"}
+    few = write_rows(tmp_path / "few.jsonl", make_rows(9, seed=1))
+    for extra, says in (
+        ({"dataset": flags["new_dataset"]}, "30 of the 30 safe rows also stand in --new"),
+        ({"new_dataset": few}, "9 of the 27 safe rows"),
+    ):
+        with pytest.raises(InputError, match=says):
+            run(flags, method="dsir", **out | extra)
+        assert not out["selector_save_dir"].exists()
+    rows = make_rows(5, seed=2) + make_rows(12, seed=1)
+    run(flags, method="dsir", dataset=write_rows(tmp_path / "both.jsonl", rows), **out)
+    said = "warning: 5 of the 17 safe rows also stand in --new_dataset"
+    assert capsys.readouterr().out.count(said) == 1
+    run(flags, method="random", dataset=flags["new_dataset"], **out)
+
+
 def test_ready_models_are_used_as_they_are(flags, tmp_path):
     start = flags["pretrain"]
     ready = {"safe_model": start, "rows_model": start}

@@ -85,6 +85,7 @@ class Parser(argparse.ArgumentParser):
         raise InputError(choice(message))
 
 
+SAFE_UNUSED = ("random", "perplexity", "ifd", "subspace")  # methods that never look at --dataset
 TRAINING = ("every script", "one model", "model", "data", "training")
 
 
@@ -230,6 +231,8 @@ def read_rows_to_score(args: argparse.Namespace, strategy, tokenizer):
     user = read_rows(args, strategy, tokenizer, args.new_dataset, args.new_dataset_probs)
     strategy.print(f"safe rows: {safe}\nuser rows: {user}")
     note_template(args, strategy, tokenizer)
+    if vars(args).get("method") not in SAFE_UNUSED:
+        check_apart(strategy, safe.ids, user.ids)
     if not args.canary_dataset:
         return safe, user, None
     known_bad = read_rows(args, strategy, tokenizer, args.canary_dataset)
@@ -242,6 +245,23 @@ def read_rows_to_score(args: argparse.Namespace, strategy, tokenizer):
             f"--canary_fraction, {args.canary_fraction:g} of {len(user)} rows now, or give more"
         )
     return safe, user, canaries
+
+
+def check_apart(strategy, safe: np.ndarray, user: np.ndarray) -> None:
+    """Says how many safe rows, by id (V16), are the user's too.
+
+    Raises:
+        InputError: all rows of one set are: nothing could be told apart.
+    """
+    shared = int(np.isin(safe, user).sum())
+    which = f"{shared} of the {len(safe)} safe rows also stand in --new_dataset"
+    if shared == len(safe) or np.isin(user, safe).all():
+        raise InputError(
+            f"{which}, which holds {len(user)}: one set is all in the other, and nothing tells "
+            "them apart; take the safe rows out of it (--safeinstr_dataset trains on them too)"
+        )
+    if shared:
+        strategy.print(f"warning: {which}, where they pass for safe; take them out of one")
 
 
 def note_template(args: argparse.Namespace, strategy, tokenizer) -> None:
