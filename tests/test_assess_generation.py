@@ -223,7 +223,7 @@ def test_prompt_and_answer_files_are_read_strictly(tmp_path):
         ("a.json", "[]", "holds no record"),
         ("b.jsonl", "{", "line 1 is not JSON"),
         ("c.txt", "x", "unknown suffix"),
-        ("d.jsonl", '{"text": "x"}', r"columns \['text'\]"),
+        ("d.jsonl", '{"text": "x"}', "columns text"),
         ("e.jsonl", '{"prompt": "x"}\n{"prompt": ""}', "1 of 2 rows .* first at row 1"),
         ("f.jsonl", "[1]", "line 1 holds a list, expected an object"),
     ]:
