@@ -54,6 +54,7 @@ from step_world import SHAPES, Work, build_world
 
 from seal.provenance import commit, versions
 from seal.utils import entry
+from seal.utils.record import shared
 from seal.utils.strategy import DeepspeedStrategy, Precision, Zero
 
 SCHEDULES = {
@@ -95,7 +96,9 @@ def main() -> None:
             results += found
             print(card(found, part, bench), flush=True)
             if args.out:
-                record = {"command": " ".join(sys.argv), "commit": commit()}
+                words = [str(shared(word)) for word in sys.argv[1:]]
+                record = {"command": " ".join(["benchmarks/step.py", *words])}
+                record |= {"commit": commit()}
                 record |= {"versions": versions(), "machine": device_name(args.device)}
                 record |= {"threads": torch.get_num_threads(), "load": [load, load_average()]}
                 record |= {"matmul_flops": peak, "results": results}

@@ -1,6 +1,7 @@
 """What the times of a step say: seconds a step, rows and tokens a second, utilisation, ratios."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from step_flops import needed_flops
@@ -51,7 +52,7 @@ def describe(name: str, costs: list[tuple[float, float]], bench: Bench, work: Wo
         "micro": work.micro,
         "schedule": name,
         "device": bench.device,
-        "model": f"{work.model}{'-lora' if work.lora_rank else ''}",
+        "model": f"{Path(work.model).name}{'-lora' if work.lora_rank else ''}",
         "n": len(costs),
         "rows_per_s": round(len(visited[0]) / seconds, 2),
         "tokens_per_s": round(supervised / seconds, 1),
