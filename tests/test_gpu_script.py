@@ -16,7 +16,7 @@ def test_every_part_leaves_its_result(tmp_path):
     assert "not finished" not in done.stdout, done.stdout
     selector = json.loads((tmp_path / "gpu_selector.json").read_text())
     pairs = [(row["phase"], row["micro"]) for row in selector["results"] if "ratio" in row]
-    assert pairs == [("gamma0", 1), ("gamma", 1), ("gamma0", 8), ("gamma", 8)]
+    assert pairs == [("gamma", 8), ("gamma0", 8), ("gamma", 1), ("gamma0", 1)]
     assert selector["commit"] and selector["matmul_flops"] > 0
     sft = json.loads((tmp_path / "gpu_sft.json").read_text())
     assert [row["to"] for row in sft["results"] if "ratio" in row] == ["trl"]
