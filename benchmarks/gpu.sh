@@ -40,7 +40,7 @@ measure() { # NAME SHARE FLAGS...: the step, at the flags of the published scrip
     shift 2
     run "$name" "$share" python benchmarks/step.py --device "$device" --model "$model" --bf16 \
         --lora_rank 16 --zero_stage 0 --train_batch_size "$batch" --max_rows 1000 --steps 6 \
-        --warm_up 1 --seconds ALLOWED --out "$out/gpu_$name.json" "$@"
+        --warm_up 2 --seconds ALLOWED --out "$out/gpu_$name.json" "$@"
 }
 
 checked=--gradient_checkpointing kernels=kernels

@@ -66,7 +66,7 @@ class Study:
         self.columns = dict(np.load(path)) if path.exists() else {}
         self.world.start_from(args.pretrain)
         self.draws = {
-            seed: drawn(self.corpus, self.sizes, seed) for seed in self.seeds + self.development
+            seed: drawn(self.corpus, self.sizes, seed) for seed in (*self.seeds, *self.development)
         }
 
     def keep(self, scores: Scores, prefix: str) -> dict:

@@ -52,6 +52,7 @@ from step_measure import (
 from step_report import Bench, card, costs, describe, ratio
 from step_world import SHAPES, Work, build_world
 
+from seal.models.attention import without_plans
 from seal.provenance import commit, versions
 from seal.utils import entry
 from seal.utils.record import shared
@@ -76,6 +77,7 @@ GROUPS = {
 def main() -> None:
     """Measures what the flags name, and writes each result as soon as it is there."""
     args = parse()
+    without_plans()  # for the published schedule and TRL too: plans are no steady cost
     until, load, results = time.monotonic() + args.seconds, load_average(), []
     with tempfile.TemporaryDirectory() as folder:
         work = Work(

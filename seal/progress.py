@@ -1,5 +1,6 @@
 """How far a command is: a bar on a terminal, and in a log no silence longer than 10 seconds."""
 
+import functools
 import os
 import sys
 import threading
@@ -53,8 +54,7 @@ class Progress:
                 settings = {"total": self.total, "initial": self.first, "unit": f" {self.unit}"}
                 self._bar = tqdm(desc=self.what, leave=False, **settings, **counted)
             _open.append(self)
-            if len(_open) == 1:
-                threading.Thread(target=_watch, daemon=True).start()
+            _start_watch()
         return self
 
     def __exit__(self, *_) -> None:
@@ -93,10 +93,16 @@ class Progress:
         return f"{self.what}: {', '.join(parts)}".replace("%", " %")
 
 
+@functools.cache
+def _start_watch() -> None:
+    """One watch for all work: two would say the same twice."""
+    threading.Thread(target=_watch, daemon=True).start()
+
+
 def _watch() -> None:
-    """Speaks when nothing has been said for too long, until all work is done."""
+    """Speaks when nothing has been said for too long while work goes on."""
     global _spoken
-    while _open:
+    while True:
         time.sleep(min(1.0, SECONDS / 4))
         for work in _open[-1:]:
             if work._bar is not None:

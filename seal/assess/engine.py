@@ -51,6 +51,9 @@ def load_model(
     Raises:
         InputError: there is no such model or adapter.
     """
+    from seal.models.attention import without_plans
+
+    without_plans()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             pretrain, dtype=torch.bfloat16 if bf16 else torch.float32

@@ -26,7 +26,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 from seal.errors import InputError, said
 from seal.files import model_is_here
 from seal.models.adapters import adapter_config, load_adapter
-from seal.models.attention import VARLEN, can_pack, choose_attention, flash_attn_usable
+from seal.models.attention import (
+    VARLEN,
+    can_pack,
+    choose_attention,
+    flash_attn_usable,
+    without_plans,
+)
 from seal.models.head import LossHead
 from seal.models.loss import balance_loss, sum_by_row
 
@@ -397,6 +403,7 @@ def _load_base(settings: ModelSettings) -> PreTrainedModel:
     )
     attention = choose_attention(settings.flash_attn, settings.attn_implementation, settings.bf16)
     trust = settings.trust_remote_code
+    without_plans()
     model_is_here(settings.pretrain)
     kind = "directory" if Path(settings.pretrain).is_dir() else "hub name or missing path"
     refusal = f"--pretrain {settings.pretrain} ({kind}) does not load: "

@@ -24,6 +24,14 @@ WITHOUT = frozenset(
 )
 
 
+def without_plans() -> None:
+    """Keeps torch from cuDNN's attention, which it prefers on an H100 (torch 2.11).
+
+    cuDNN builds a plan for every new shape, a second each, and padded rows always have new ones.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def _window(length: int, sliding_window: int | None, device: torch.device) -> torch.Tensor | None:
     """Boolean causal mask [length, length] of a sliding window, None where plain causal serves."""
     if sliding_window is None or length <= sliding_window:

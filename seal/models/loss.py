@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 
 CHUNK_ELEMENTS = 2**20  # float32 logits held at once on a CPU: 4 MiB, which its caches hold
-CUDA_FACTOR = 128  # a GPU needs so many tokens that reading the head's weights is not what it does
+# A GPU needs so many tokens that reading the head's weights is not what it does; where the head is
+# trained, each chunk reads and writes the sum of its gradients as well.
+CUDA_FACTOR = {False: 64, True: 128}
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -28,6 +30,7 @@ class _HeadLoss(torch.autograd.Function):
             logits = F.linear(hidden[part], weight, bias).float()
             bend = _transform(logits, scale, cap)
             log_p = logits.log_softmax(-1)
+            del logits
             nll[part] = -log_p.gather(1, targets[part, None]).squeeze(1)
             if any(needed):
                 slope = _slope(log_p, targets[part]).mul_(bend).to(hidden.dtype)
@@ -87,7 +90,7 @@ def _slope(log_p: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def _chunks(tokens: int, weight: torch.Tensor) -> list[slice]:
-    elements = CHUNK_ELEMENTS * (CUDA_FACTOR if weight.is_cuda else 1)
+    elements = CHUNK_ELEMENTS * (CUDA_FACTOR[weight.requires_grad] if weight.is_cuda else 1)
     step = max(1, elements // weight.shape[0])
     return [slice(start, start + step) for start in range(0, tokens, step)]
 
