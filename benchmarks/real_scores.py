@@ -105,7 +105,7 @@ class Scores:
     ):
         self.world, self.corpus, self.sizes, self.seed = world, corpus, sizes, seed
         self.rows = corpus.tokens.select(places.rows)
-        self.places = places
+        self.places, self.safe_set = places, safe_set
         self.safe_places = places.safe[safe_set][: sizes.anchors]
         self.bad_places = places.bad[: sizes.anchors]
         self.safe = corpus.tokens.select(self.safe_places)
@@ -161,15 +161,24 @@ class Scores:
     def representations(self, curve: bool) -> dict:
         """knn, probe, larf, shift, subspace at the layer that held-out anchors choose."""
         started, sizes = time.perf_counter(), self.sizes
-        sides = {"safe": self.safe_places, "bad": self.bad_places}
-        places = np.concatenate([self.places.rows, *sides.values()])
+        most = sizes.more_anchors if curve else sizes.anchors
+        more = [side[:most] for side in (self.places.safe[self.safe_set], self.places.bad)]
+        places = np.concatenate([self.places.rows, *more])
         states = self.pooled(places, sizes.layers)
-        ends = np.cumsum([len(self.places.rows), len(self.safe_places)])
-        split = {
+        ends = np.cumsum([len(self.places.rows), len(more[0])])
+        whole = {
             layer: [s.at(part) for part in np.split(np.arange(len(places)), ends)]
             for layer, s in states.items()
         }
-        folds = [folds_of(self.corpus.tokens.ids[p], representation.FOLDS) for p in sides.values()]
+        first = np.arange(sizes.anchors)
+        split = {
+            layer: [rows, *(side.at(first[: len(side.last)]) for side in sides)]
+            for layer, (rows, *sides) in whole.items()
+        }
+        folds = [
+            folds_of(self.corpus.tokens.ids[p], representation.FOLDS)
+            for p in (self.safe_places, self.bad_places)
+        ]
         held_out = {
             layer: representation.held_out_auroc("probe", safe, bad, folds)
             for layer, (_, safe, bad) in split.items()
@@ -186,8 +195,10 @@ class Scores:
         self.put("subspace", representation.subspace(rows), 0, depth, seconds)
         self.put("knn, no unsafe row", _nearness(rows, safe), 0, depth, seconds)
         self.put("probe, no unsafe row", self._against_rows(rows, safe), 0, depth, seconds)
-        for count in [c for c in CURVE if c < len(bad.last)] if curve else ():
-            score = representation.probe(rows, *(s.at(np.arange(count)) for s in (safe, bad)))
+        rows, *sides = whole[self.layer]
+        counts = [c for c in (*CURVE, len(more[1])) if c != len(bad.last) and c <= len(more[1])]
+        for count in counts if curve else ():
+            score = representation.probe(rows, *(s.at(np.arange(count)) for s in sides))
             self.put(f"probe, {count} anchors", score, count, depth, seconds)
         return {"layer": self.layer, "held_out_auroc": held_out}
 

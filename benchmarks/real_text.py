@@ -13,6 +13,7 @@ which is not part of the project; of an answer to a harmful prompt nothing is ke
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,9 +63,9 @@ class Study:
         self.corpus: Corpus = self.world.corpus(rows, "corpus", max_len)
         self.seeds, self.development = (args.seeds, () if args.quick else DEVELOPMENT)
         self.ledger = Ledger(self.out / "units.jsonl", args.seconds)
+        self.setting, self.shares, self.only = args.setting, args.shares, args.only
         path = self.out / "columns.npz"
         self.columns = dict(np.load(path)) if path.exists() else {}
-        self.world.start_from(args.pretrain)
         self.draws = {
             seed: drawn(self.corpus, self.sizes, seed) for seed in (*self.seeds, *self.development)
         }
@@ -86,17 +87,25 @@ class Study:
                 self.write_states(scores, seed)
             return self.keep(scores, prefix) | chosen
 
-        def tuned() -> dict:
+        def tuned(work: Callable[[], None]) -> dict:
             scores.costs, scores.columns = {}, {}
-            if safe_set == "mixed":
-                scores.verdict(self.sizes.verdict_epochs)
-            scores.contrasts()
-            scores.one_pass(ONE_PASS if safe_set == "mixed" else ("excess_loss", "relative_excess"))
+            work()
             return self.keep(scores, prefix)
 
-        self.ledger.unit(f"{prefix}/states", represented)
-        if tune:
-            self.ledger.unit(f"{prefix}/tuned", tuned)
+        mixed = safe_set == "mixed"
+        passes = ONE_PASS if mixed else ("excess_loss", "relative_excess")
+        parts = {"contrasts": scores.contrasts, "passes": lambda: scores.one_pass(passes)}
+        if mixed:
+            parts["verdict"] = lambda: scores.verdict(self.sizes.verdict_epochs)
+        if self.asked("states"):
+            self.ledger.unit(f"{prefix}/states", represented)
+        for name, work in parts.items() if tune else ():
+            if self.asked(name):
+                self.ledger.unit(f"{prefix}/{name}", lambda work=work: tuned(work))
+
+    def asked(self, *names: str) -> bool:
+        """Whether one of these is to be run."""
+        return not self.only or bool(set(names) & set(self.only))
 
     def loops(self, seed: int) -> None:
         """The bilevel loop with free logits and with a head, on one draw."""
@@ -132,7 +141,7 @@ class Study:
         if not (self.world.work / "aligned/config.json").exists():
             raise InputError("the aligned model is not in --work; give the one of that run")
         arms.ready()
-        setting = arms.sweep()
+        setting = self.setting or arms.sweep()
         if setting is None:
             return
         (rate, mix), share = setting, self.arm_sizes.share
@@ -145,7 +154,7 @@ class Study:
             (0.0, 0.0, ERODING[2:]),
             (share, mix + 0.1, SELECTING[:1]),
         ):
-            for seed in self.seeds:
+            for seed in self.seeds if p in (self.shares or [p]) else ():
                 self.arms_of(arms, p, seed, rate, mixed, groups)
 
     def arms_of(self, arms: Arms, p: float, seed: int, rate: float, mix: float, groups) -> None:
@@ -157,13 +166,16 @@ class Study:
         rows, topp = arms.user_rows(p, seed), min(0.8, 1 - p)
 
         def run(name: str, kept: np.ndarray) -> None:
-            arms.arm(name, p, seed, rate, mix, kept)
+            if self.asked(name):
+                arms.arm(name, p, seed, rate, mix, kept)
 
         run("all", rows)
         if p:
             run("oracle", rows[~np.isin(rows, arms.unsafe)])
         run("random", drop_lowest(np.random.default_rng(seed).random(len(rows)), rows, topp))
         for methods in groups:
+            if not self.asked(*methods):
+                continue
             prefix = f"arms/p{p:g}/seed{seed}"
             scored = self.ledger.unit(
                 f"{prefix}/{'+'.join(methods)}",
@@ -174,6 +186,8 @@ class Study:
 
     def run(self, parts: list[str]) -> None:
         """Everything, most important first; "states" is what needs no tuning."""
+        if {"states", "scores"} & set(parts) or "align" not in self.ledger.found:
+            self.world.start_from(self.world.pretrain)
         if "states" in parts:
             for seed in self.seeds:
                 self.scores(seed, "mixed", tune=False)
@@ -182,12 +196,13 @@ class Study:
                 self.scores(seed, "mixed")
         if {"align", "arms"} & set(parts):
             self.arms(align_only="arms" not in parts)
-            self.world.start_from(self.world.pretrain)
+            if "scores" in parts:
+                self.world.start_from(self.world.pretrain)
         if "scores" in parts:
             for seed in self.seeds:
                 for safe_set in ("half", "ordinary"):
                     self.scores(seed, safe_set)
-            for seed in self.seeds:
+            for seed in self.seeds if self.asked("loops") else ():
                 self.loops(seed)
             for seed in self.development:
                 self.scores(seed, "mixed")
@@ -208,6 +223,9 @@ def main() -> int:
     add("--capacity", type=int, help="tokens a micro-batch (default 16384 on a GPU, else 2048)")
     add("--bf16", action="store_true", help="bfloat16 on a CPU too")
     add("--seeds", type=int, nargs="+", default=SEEDS, help="draws, of those of the tables")
+    add("--setting", type=float, nargs=2, metavar=("RATE", "MIX"), help="of the arms: no sweep")
+    add("--shares", type=float, nargs="+", help="of unsafe rows, of the arms (default all)")
+    add("--only", nargs="+", help="of the scores' parts and the arms (default all)")
     add("--quick", action="store_true", help="sizes that only show that every step runs")
     args = parser.parse_args()
     args.seeds = args.seeds[:1] if args.quick else args.seeds
