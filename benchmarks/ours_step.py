@@ -3,7 +3,7 @@
 from step_world import Work, World, new_model
 from transformers import PreTrainedModel
 
-from seal.models.actor import MAIN, TRACKER, Actor
+from seal.models.actor import MAIN, TRACKER, Actor, use_liger
 from seal.models.attention import VARLEN
 from seal.models.selector import Selector
 from seal.trainer.selector_trainer import SelectorPlan, SelectorTrainer
@@ -113,9 +113,5 @@ class OurLigerStep(OurStep):
     """The same with Liger Kernel's norms and feed-forward blocks (CUDA only)."""
 
     def rewrite(self, model: PreTrainedModel) -> None:
-        """Replaces the blocks in this model; what Liger patches for all models is left out."""
-        from liger_kernel.transformers import _apply_liger_kernel_to_instance
-
-        for_all = {"rope": False, "cross_entropy": False, "fused_linear_cross_entropy": False}
-        bare = model.get_base_model() if self.work.lora_rank else model
-        _apply_liger_kernel_to_instance(model=bare, **for_all)
+        """As `--use_liger_kernel` does."""
+        use_liger(model.get_base_model() if self.work.lora_rank else model)

@@ -115,9 +115,7 @@ def measure(
     sft = work.kind == "sft" and args.schedule in ("both", "ours")
     peer = trl_peer(bench, work, until) if sft else None
     names = GROUPS.get(args.schedule, [args.schedule])
-    # Liger's last: it also changes the classes that later models would be made of.
-    made = {name: Side(name, bench, work) for name in sorted(names, key="liger".__eq__)}
-    sides = {name: made[name] for name in names}
+    sides = {name: Side(name, bench, work) for name in names}
     parts = [
         replace(work, epoch=int(phase == "gamma"), micro=micro)
         for micro, phase in product(args.micro_train_batch_size, args.phase)

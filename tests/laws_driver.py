@@ -61,6 +61,7 @@ class Case:
     equal: bool = False
     bf16: bool = False
     lora: bool = False
+    liger: bool = False
     dropout: float = 0.0
     checkpointing: str = ""
     activation: str = "softmax"
@@ -125,6 +126,7 @@ def model_settings(case: Case) -> ModelSettings:
     return ModelSettings(
         pretrain=case.model,
         bf16=case.bf16,
+        use_liger_kernel=case.liger,
         aux_loss_coef=case.aux_loss_coef,
         lora_dropout=case.dropout,
         gradient_checkpointing=bool(case.checkpointing),

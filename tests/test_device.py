@@ -90,6 +90,17 @@ def test_bf16_agrees_to_a_few_per_cent_in_every_way(model, tmp_path):
         assert difference(under(found, "final"), reference["final"]) < 0.1 * moved, name
 
 
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA GPU")
+@pytest.mark.parametrize("lora", [False, True])
+def test_liger_s_blocks_agree_to_a_few_per_cent(model, tmp_path, lora):
+    pytest.importorskip("liger_kernel", reason="needs liger-kernel")
+    case = Case("liger", model, lora=lora, bf16=True, liger=True)
+    found = results(case, tmp_path)
+    reference = plain_torch(replace(case, bf16=False), under(found, "initial"), 1)
+    moved = difference(reference["final"], under(found, "initial"))
+    assert difference(under(found, "final"), reference["final"]) < 0.1 * moved
+
+
 @pytest.mark.parametrize("trainer, stage, lora", [("selector", 2, True), ("sft", 3, False)])
 def test_a_resumed_run_goes_on_as_the_first(model, tmp_path, trainer, stage, lora):
     """Bit for bit on a CPU; a GPU adds in no fixed order."""

@@ -44,6 +44,7 @@ BOTH = {  # name -> published default
     "zpg": 1,
     "bf16": False,
     "flash_attn": False,
+    "use_liger_kernel": False,
     "adam_offload": False,
     "grad_accum_dtype": None,
     "disable_trace_cache": False,

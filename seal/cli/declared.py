@@ -101,6 +101,7 @@ GROUPS: dict[str, dict[str, Flag]] = {
     "model": {
         "flash_attn": Flag(bool, False, "use the flash-attn package where it can run"),
         "attn_implementation": Flag(str, None, "a transformers attention, overriding the choice"),
+        "use_liger_kernel": Flag(bool, False, "Liger's norms and feed-forward blocks (CUDA)"),
         "gradient_checkpointing": Flag(bool, False, "recompute layers in backward"),
         "gradient_checkpointing_use_reentrant": Flag(bool, False, "torch's reentrant form of it"),
         "load_in_4bit": Flag(bool, False, "QLoRA: 4-bit frozen base (bitsandbytes)"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,6 +54,7 @@ class ModelSettings:
         bf16: weights in bfloat16, else float32.
         flash_attn: use the flash-attn package where it can run.
         attn_implementation: a transformers attention name that overrides the choice.
+        use_liger_kernel: norms and feed-forward blocks of the liger-kernel package (CUDA).
         load_in_4bit: QLoRA's 4-bit frozen base (needs bitsandbytes and CUDA).
         lora_rank: 0 trains every weight.
         aux_loss_coef: above 0, a mixture of experts reports its balance loss.
@@ -63,6 +65,7 @@ class ModelSettings:
     bf16: bool = False
     flash_attn: bool = False
     attn_implementation: str | None = None
+    use_liger_kernel: bool = False
     load_in_4bit: bool = False
     lora_rank: int = 0
     lora_alpha: int = 16
@@ -432,7 +435,33 @@ def _load_base(settings: ModelSettings) -> PreTrainedModel:
             f"{refusal}its weights lack {len(odd)} tensors of its config.json, or hold them in "
             f"another shape, {odd[0]} the first; copy both from the same model"
         )
+    if settings.use_liger_kernel:
+        use_liger(model)
     return model
+
+
+def use_liger(model: PreTrainedModel) -> None:
+    """Puts the norms and feed-forward blocks of the liger-kernel package into a model.
+
+    Raises:
+        InputError: no GPU, no package, or an architecture that it does not know.
+    """
+    if not torch.cuda.is_available() or importlib.util.find_spec("liger_kernel") is None:
+        raise InputError(
+            "--use_liger_kernel needs a CUDA GPU and liger-kernel (pip install -e .[gpu]); drop it"
+        )
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+    kind = model.config.model_type
+    if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        raise InputError(f"--use_liger_kernel: liger-kernel does not know {kind}; drop it")
+    # In this model alone: what it changes for later ones is put back. The losses are ours.
+    shared = vars(sys.modules[type(model).__module__])
+    kept = dict(shared)
+    others = {"rope": False, "cross_entropy": False, "fused_linear_cross_entropy": False}
+    _apply_liger_kernel_to_instance(model=model, **others)
+    shared.update(kept)
 
 
 def _add_lora(model: PreTrainedModel, settings: ModelSettings) -> PeftModel:
