@@ -149,6 +149,7 @@ CASES = {
     "upper-zero": ("selector", "--upperlevel_weight 0", ["upperlevel_weight", "(0, 1]"]),
     "zero-5": ("selector", "--zero_stage 5", ["zero_stage", "0, 1, 2 or 3", "5"]),
     "accumulator": ("sft", "--grad_accum_dtype fp8", ["grad_accum_dtype", "fp8", "bf16"]),
+    "liger": ("sft", "--use_liger_kernel", ["--use_liger_kernel", "CUDA", "drop it"]),
     "four-bit": ("sft", "--load_in_4bit --lora_rank 4", ["load_in_4bit", "bitsandbytes"]),
     "four-bit-zero-3": (
         "sft",
