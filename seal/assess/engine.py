@@ -32,6 +32,7 @@ from seal.assess.generation import (
 from seal.assess.rendering import encode_prompts
 from seal.datasets.rendering import opened_thought, turn_end
 from seal.errors import InputError, said
+from seal.models.attention import without_plans
 from seal.progress import Progress
 
 if TYPE_CHECKING:
@@ -51,8 +52,6 @@ def load_model(
     Raises:
         InputError: there is no such model or adapter.
     """
-    from seal.models.attention import without_plans
-
     without_plans()
     try:
         model = AutoModelForCausalLM.from_pretrained(

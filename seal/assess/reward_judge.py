@@ -8,6 +8,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from seal.assess.prompts import sha256_of_text
 from seal.assess.verdicts import Verdict, preference_label
 from seal.errors import InputError, said
+from seal.models.attention import without_plans
 from seal.progress import say
 
 
@@ -38,6 +39,7 @@ class RewardJudge:
         batch_size: int = 16,
     ):
         dtype = torch.bfloat16 if bf16 else torch.float32
+        without_plans()
         try:
             model = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype)
         except (OSError, ValueError) as error:
