@@ -93,8 +93,11 @@ class Study:
             return self.keep(scores, prefix)
 
         mixed = safe_set == "mixed"
-        passes = ONE_PASS if mixed else ("excess_loss", "relative_excess")
-        parts = {"contrasts": scores.contrasts, "passes": lambda: scores.one_pass(passes)}
+        parts = {
+            method: lambda method=method: scores.one_pass([method])
+            for method in (ONE_PASS if mixed else ("relative_excess", "excess_loss"))
+        }
+        parts["contrasts"] = scores.contrasts
         if mixed:
             parts["verdict"] = lambda: scores.verdict(self.sizes.verdict_epochs)
         if self.asked("states"):

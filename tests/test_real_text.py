@@ -25,7 +25,7 @@ def test_every_unit_runs_once_and_the_tables_follow(tmp_path):
     units = [json.loads(line) for line in (tmp_path / "run/units.jsonl").open()]
     names = [unit["unit"] for unit in units]
     assert len(set(names)) == len(names)
-    scored = {"words/mixed/seed0/states", "words/half/seed0/contrasts"}
+    scored = {"words/mixed/seed0/states", "words/half/seed0/excess_loss"}
     assert {"align", "setting"} | scored < set(names)
     again = python(SCRIPT, *words)
     assert again.status == 0 and len((tmp_path / "run/units.jsonl").open().readlines()) == len(
