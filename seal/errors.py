@@ -16,6 +16,10 @@ class NonFiniteLoss(RuntimeError):
     """A loss or gradient that is not a number: training stops on every rank, status 2."""
 
 
+class Finished(Exception):
+    """The run that was to go on has ended before: status 0, on every rank."""
+
+
 class Stopped(Exception):
     """The run was asked to stop and has saved all it needs to go on: status 0, on every rank."""
 

@@ -263,6 +263,11 @@ def test_the_whole_evaluation(world, tmp_path, monkeypatch, capsys):
         asked = sum(served.asked.values())
         assert run_script(monkeypatch, capsys, *flags) == (0, [])
         assert sum(served.asked.values()) == asked  # every verdict came from the cache
+    fewer = ["--answers", world["answers"][0], "--harmful", world["harm"], *flags[-4:-2]]
+    before = (tmp_path / "out" / "results.json").read_bytes()
+    status, err = run_script(monkeypatch, capsys, *fewer)
+    assert status == 2 and "holds 7 results that this would drop" in err[0]
+    assert (tmp_path / "out" / "results.json").read_bytes() == before
     results = read_results(tmp_path / "out" / "results.json")
     again = read_results_without_cost(first)
     assert again == read_results_without_cost((tmp_path / "out" / "results.json").read_bytes())

@@ -317,6 +317,11 @@ def test_a_killed_run_resumes_bitwise(data, tmp_path, stage):
         for speed in ("seconds", *SPEED):
             line.pop(speed, None)
     assert logs[0] == logs[1]
+    if stage == "sft":  # ended, it is not done again
+        log = (runs[1] / "metrics.jsonl").read_bytes()
+        again = deepspeed(script, *words, "--load_checkpoint", cwd=folders[1], env=env)
+        assert again.status == 0 and "to its end; --overwrite" in again.output
+        assert (runs[1] / "metrics.jsonl").read_bytes() == log
     snapshots = list(folders[1].glob("snapshots/*/step_*"))
     assert len(snapshots) == 2
     check_dry_run(launched(script, *words, "--dry_run", 2), tmp_path, env, snapshots, runs[1])

@@ -377,6 +377,22 @@ def test_commands_in_the_page_hold_no_folder(made, tmp_path, monkeypatch):
     assert str(made) not in page
 
 
+def test_nothing_is_replaced_unasked(made, tmp_path, capsys):
+    for name in ("sel.parquet", "user.jsonl"):
+        shutil.copy(made / name, tmp_path)
+    words = ["report", str(tmp_path / "sel.parquet"), "--dataset", str(tmp_path / "user.jsonl")]
+    words += ["--topp", "0.7", "--out"]
+    for name in ("sel.parquet", "user.jsonl"):
+        before = (tmp_path / name).read_bytes()
+        assert main([*words, str(tmp_path / name), "--overwrite"]) == 2
+        assert f"{name} is one of the files to read" in capsys.readouterr().err
+        assert (tmp_path / name).read_bytes() == before
+    assert main([*words, str(tmp_path / "r.html")]) == 0
+    assert main([*words, str(tmp_path / "r.html")]) == 2
+    assert "r.html exists; give another --out, or --overwrite" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "r.html"), "--overwrite"]) == 0
+
+
 def test_absent_inputs_are_named(made, tmp_path):
     write_scores(tmp_path / "sel.parquet", made / "user.jsonl")
     out = write_report(tmp_path / "r.html", selection=tmp_path / "sel.parquet", topp=0.5)

@@ -92,6 +92,8 @@ def test_seal_score_equals_the_script(flags, tmp_path, capsys, method):
         found = seal.score(rows, safe, method, pretrain=pretrain, out=out, **rest)
         np.testing.assert_array_equal(found.score, by_script.score)
         assert found.meta["dataset"]["scored"] == 30 and (found.id == by_script.id).all()
+    with pytest.raises(InputError, match="exists; give another out, or overwrite=True"):
+        seal.score(rows, safe, method, pretrain=pretrain, out=out, **rest)
     said = capsys.readouterr().out
     assert ("tuned for 4 optimizer steps only" in said) == (method == "relative_excess")
     with warnings.catch_warnings(action="error", category=UserWarning):  # has been said

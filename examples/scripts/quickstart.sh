@@ -129,7 +129,7 @@ step compare 35 "9/10 compare" python -m seal.demo.compare --world "$WORLD" --to
 
 step report 10 "10/10 write the report" seal report "$CONTRAST" --dataset "$WORLD/user.jsonl" \
     --topp "$TOPP" --metrics "$OUT/selected/metrics.jsonl" \
-    --results "$OUT/results.json" --out "$OUT/report.html"
+    --results "$OUT/results.json" --out "$OUT/report.html" --overwrite
 
 echo
 cat "$OUT/steps/compare.log"

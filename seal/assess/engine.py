@@ -190,7 +190,7 @@ class HFEngine:
             settings = (self.sampling.temperature, self.sampling.top_p)
             processors.append(SeededSampler(seeds, *settings))
         steps = self.sampling.max_new_tokens
-        with Progress(f"a batch of {len(ids)} prompts", steps, "tokens at most") as progress:
+        with Progress(f"a batch of {len(ids)} prompts", steps, "tokens") as progress:
             output = self.model.generate(
                 input_ids=rows.to(self.model.device),
                 attention_mask=mask.to(self.model.device),

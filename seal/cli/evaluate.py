@@ -27,9 +27,10 @@ from seal.assess.generation import (
     tokenizer_source,
 )
 from seal.assess.prompts import read_prompts
-from seal.assess.results import Results, write_results
+from seal.assess.results import Results, read_results, write_results
 from seal.assess.verdicts import VerdictCache
 from seal.cli import flags
+from seal.cli.declared import take
 from seal.errors import InputError
 from seal.utils import entry
 
@@ -37,7 +38,9 @@ from seal.utils import entry
 def parser() -> flags.Parser:
     """The flags of this script."""
     groups = "what is evaluated", "judges", "answering", "every script"
-    return flags.Parser(__doc__, *groups)
+    found = flags.Parser(__doc__, *groups)
+    take(found, "overwrite")
+    return found
 
 
 def read_sets(args: argparse.Namespace) -> list[PromptSet]:
@@ -51,7 +54,10 @@ def read_sets(args: argparse.Namespace) -> list[PromptSet]:
     if not sets:
         raise InputError(f"no prompts: give one of {', '.join('--' + kind for kind in KINDS)}")
     if len(set(names)) < len(names):
-        raise InputError(f"prompt files {names} must differ in name: answers are named after them")
+        raise InputError(
+            f"prompt files {names} must differ in name, which the answers take; "
+            "give a copy under another name"
+        )
     for one in sets:
         needs = one.kind == "references" or (one.kind == "preference" and not args.baseline)
         empty = sum(not prompt.reference for prompt in one.prompts)
@@ -203,6 +209,20 @@ def show(results: Results) -> None:
         print(f"{m.model:12} {m.prompt_set:24} {m.measure:26} {value} n={m.n}{left_out} {m.judge}")
 
 
+def refuse_to_drop(args: argparse.Namespace, files: dict[tuple[str, str], Path]) -> None:
+    """Refuses to replace an evaluation of other models or prompt sets, unless asked to."""
+    earlier = Path(args.out) / "results.json"
+    if args.overwrite or not earlier.exists():
+        return
+    there = {(one["model"], one["prompt_set"]) for one in read_results(earlier).answers}
+    if lost := sorted(there - set(files)):
+        model, prompts = lost[0]
+        raise InputError(
+            f"{earlier} holds {len(lost)} results that this would drop, {model} on {prompts} the "
+            "first; give another --out, or --overwrite"
+        )
+
+
 def main() -> None:
     """Answers what must be answered on every rank, then judges on the first."""
     args = parser().parse_args()
@@ -214,6 +234,7 @@ def main() -> None:
     sets = read_sets(args)
     files = {(m, s.name): answer_path(args.out, m, s) for m in models for s in sets}
     files |= {(m, s.name): given_answers(given[m], s.name) for m in given for s in sets}
+    refuse_to_drop(args, files)
     read = {(m, s.name): read_answers(files[m, s.name], s.prompts) for m in given for s in sets}
     ranks, device = join_ranks(args.seed, bool(models) or "reward" in args.judges)
     judges = ranks.on_rank_0(lambda: load_judges(args, sets, device))
@@ -239,6 +260,7 @@ def main() -> None:
     results = found.results(sets, out / "verdicts.jsonl", files, [served] if served else [])
     write_results(out / "results.json", results)
     show(results)
+    print(f"results: {out / 'results.json'}")
 
 
 if __name__ == "__main__":

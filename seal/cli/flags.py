@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import json
 import os
 import sys
 from dataclasses import fields
@@ -13,7 +14,7 @@ import numpy as np
 
 from seal.cli.declared import GROUPS, flags_that_are, take
 from seal.datasets import load_rows, tokenize_rows
-from seal.errors import InputError, choice
+from seal.errors import Finished, InputError, choice
 from seal.files import claim, require_new
 from seal.provenance import model_fingerprint
 from seal.selection.artefact import selection_meta
@@ -181,6 +182,8 @@ def begin(
     )
     if args.dry_run:
         return checkpoints, 0, {}, NoLogger()
+    if args.load_checkpoint == "auto" and not args.overwrite:
+        strategy.on_rank_0(lambda: _end_if_finished(args, checkpoints, Path(outputs[0])))
     first_step, state = checkpoints.begin(args.load_checkpoint, *outputs)
     wandb = None
     if args.use_wandb:
@@ -191,6 +194,26 @@ def begin(
         lambda: Logger(outputs[0], run_config(vars(args)), steps, first_step, **settings)
     )
     return checkpoints, first_step, state, logger or NoLogger()
+
+
+def _end_if_finished(args: argparse.Namespace, checkpoints: Checkpoints, folder: Path) -> None:
+    """Ends where `folder` holds what a run like this made after its newest checkpoint.
+
+    Raises:
+        Finished: it does.
+    """
+    written, made = checkpoints.newest(), folder / "seal_run.json"
+    if written is None or not made.exists() or made.stat().st_mtime < written:
+        return
+    then, now = (
+        {name: value for name, value in run.items() if name not in flags_that_are("free")}
+        for run in (
+            json.loads(made.read_text())["arguments"],
+            json.loads(json.dumps(run_config(vars(args))["arguments"], default=str)),
+        )
+    )
+    if then == now:
+        raise Finished(f"{folder} is what this run made, to its end; --overwrite trains it again")
 
 
 def source_flags(args: argparse.Namespace) -> dict:
@@ -240,9 +263,10 @@ def read_rows_to_score(args: argparse.Namespace, strategy, tokenizer):
     strategy.print(f"canaries: {canaries}")
     needed = canaries_needed(MAX_CANARY_KEPT, CONFIDENCE)
     if len(canaries) < needed:
+        share = -(-100 * needed // len(user)) / 100
         strategy.print(
-            f"warning: --topp auto needs {needed} canaries at its defaults; raise "
-            f"--canary_fraction, {args.canary_fraction:g} of {len(user)} rows now, or give more"
+            f"warning: --topp auto needs {needed} canaries at its defaults; give so many, and a "
+            f"--canary_fraction of {share:.2f} or more ({args.canary_fraction:g} now)"
         )
     return safe, user, canaries
 

@@ -18,6 +18,7 @@ from seal.cli import dry_run, flags
 from seal.datasets import concatenate, load_rows
 from seal.errors import InputError
 from seal.models.actor import ModelSettings, count_layers
+from seal.progress import Progress
 from seal.selection.artefact import Selection, read_selection, write_selection
 from seal.selection.calibration import calibrate
 from seal.selection.evidence import told
@@ -168,11 +169,13 @@ def score_rows_of(
         >>> kept = seal.select(rows, "mine.parquet", topp=0.8)
     """
     out = Path(out)
+    if out.exists() and not further.get("overwrite"):
+        raise InputError(f"{out} exists; give another out, or overwrite=True")
     if out.suffix != ".parquet":
         raise InputError(f"out must end in .parquet, got {out}")
     values = {"new_dataset": dataset, "dataset": safe, "method": method, "pretrain": pretrain}
     values = further | values | {"selector_save_dir": out.parent, "selector_name": out.stem}
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, Progress("working"):
         for name, value in values.items():
             if isinstance(value, datasets.Dataset):
                 values[name] = f"{scratch}/{name}.parquet"

@@ -8,7 +8,10 @@ import shlex
 import sys
 from pathlib import Path
 
+from seal.cli.declared import take
 from seal.command.dataset import add_dataset_flags, add_topp_flags, read_rows
+from seal.errors import InputError
+from seal.files import require_new
 from seal.utils.record import shared
 
 EXAMPLE = """\
@@ -44,6 +47,7 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument("--rows", type=int, default=10, help="rows shown in each list (default 10)")
     parser.add_argument("--no_text", action="store_true", help="write no row text")
+    take(parser, "overwrite")
     parser.set_defaults(run=run)
 
 
@@ -51,6 +55,11 @@ def run(args: argparse.Namespace) -> tuple[dict, str]:
     """Writes the report; returns where it is and its size in bytes, and the same for a reader."""
     from seal.report import write_report  # reads datasets: too slow for `seal --help`
 
+    read = [args.selection, args.metrics, *args.results, *(args.dataset or "").split(",")]
+    if args.out.resolve() in {Path(path).resolve() for path in read if path}:
+        raise InputError(f"--out {args.out} is one of the files to read; give another")
+    if not args.overwrite:
+        require_new(args.out, "--out")
     doubts: list[str] = []
     path = write_report(
         args.out,

@@ -87,7 +87,9 @@ def _render(result: dict) -> str:
     meta, weights, visits = result["meta"], result["weights"], result["visits"]
     counts, n = meta["dataset"], meta["dataset"]["scored"]
     skipped = ", ".join(f"{reason} {count}" for reason, count in counts["skipped"].items())
-    given = {name: meta["arguments"].get(name) for name in _ARGUMENTS}
+    evidence = meta.get("evidence")
+    used = _ARGUMENTS if evidence is None or evidence.get("moved") else ()  # nothing was tuned
+    given = {name: meta["arguments"].get(name) for name in used}
     given = [f"{name} {value}" for name, value in given.items() if value not in (None, 0)]
     scores = result["score_percentiles"].items()
     table = {

@@ -163,7 +163,8 @@ def _csv_records(path: Path) -> Iterator[Record]:
             if len(values) != len(header):
                 raise InputError(
                     f"{path}: line {reader.line_num} has {len(values)} values, the header "
-                    f"{len(header)}; quote the values that hold commas or newlines"
+                    f"{len(header)}; cut at {cut!r}; quote the values that hold it or newlines, or "
+                    "use another sign"
                 )
             yield reader.line_num, dict(zip(header, values, strict=True))
     except csv.Error as error:

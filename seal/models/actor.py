@@ -480,4 +480,5 @@ def _add_lora(model: PreTrainedModel, settings: ModelSettings) -> PeftModel:
     try:
         return get_peft_model(model, config)
     except ValueError as error:
-        raise InputError(f"--target_modules {settings.target_modules}: {said(error)}") from error
+        hint = "; write them apart, in YAML [q_proj, v_proj]" if "," in "".join(typed) else ""
+        raise InputError(f"--target_modules {typed}: {said(error)}{hint}") from error

@@ -260,7 +260,7 @@ def calibration(meta: dict, at_cut: dict, calibrated: dict | str | None) -> dict
 
 def provenance(meta: dict) -> list[tuple[str, list[tuple[str, str]]]]:
     """The artefact's metadata as titled lists of names and texts, the nested ones apart."""
-    shown_elsewhere = {"command", "calibration", "evidence", "seconds"}
+    shown_elsewhere = {"command", "calibration", "evidence", "seconds", "head"}
     flat = [
         (key, _plain(value))
         for key, value in meta.items()
@@ -277,6 +277,8 @@ def provenance(meta: dict) -> list[tuple[str, list[tuple[str, str]]]]:
 def _plain(value) -> str:
     if value is None:
         return "none"
+    if isinstance(value, float):
+        return f"{value:.5g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

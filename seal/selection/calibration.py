@@ -146,7 +146,8 @@ def auto_topp(selection: Selection, max_canary_kept: float, confidence: float) -
         needed = canaries_needed(max_canary_kept, confidence)
         raise InputError(
             f"{len(canaries)} canaries cannot show that at most {max_canary_kept:g} of their kind "
-            f"is kept at confidence {confidence:g}: give at least {needed}, or raise the limit"
+            f"is kept at confidence {confidence:g}: give at least {needed}, or "
+            "raise --max_canary_kept"
         )
     bar = canaries[len(canaries) - 1 - allowed] if allowed < len(canaries) else -np.inf
     kept = int((selection.score > _clear_gap(selection.score, bar, canaries)).sum())

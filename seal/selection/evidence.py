@@ -17,7 +17,7 @@ def told(meta: Mapping) -> list[str]:
     evidence, lines = meta.get("evidence") or {}, []
     for name, losses in (evidence.get("moved") or {}).items():
         of, before, after = _looked_at(name, losses)
-        seen = "some" if name == "loop" else "held-out ones"
+        seen = "some of them" if name == "loop" else "held-out ones"
         lines.append(f"tuned on {of}: loss of {seen} {before:.3f} to {after:.3f}")
     if anchors := evidence.get("anchors"):
         low, high = anchors["auroc_interval"]

@@ -109,6 +109,11 @@ class Checkpoints:
         places = {name: place for place, name in enumerate(order)}
         return sorted((path.parent for path in found), key=lambda p: places.get(p.name, -1))
 
+    def newest(self) -> float | None:
+        """When the newest complete snapshot was written, in seconds; None without any."""
+        times = [(path / MANIFEST).stat().st_mtime for path in self.complete()]
+        return max(times, default=None)
+
     def _find(self, which: str | None) -> tuple[Path, dict] | None:
         """The snapshot to go on from and its manifest."""
         if which is None:
@@ -128,7 +133,10 @@ class Checkpoints:
 
     def _start_over(self) -> None:
         if others := self._others():
-            self.strategy.print(f"{self.shared} holds checkpoints of other runs: {others}")
+            self.strategy.print(
+                f"starting from the beginning; {self.shared} holds checkpoints of other runs, "
+                f"which stay: {others}"
+            )
         if old := self.complete():
             self._note(None)
             self.strategy.print(
@@ -198,13 +206,14 @@ class Checkpoints:
         found = {path.parent.parent: path.parent for path in sorted(paths)}
         found.pop(self.directory, None)
         told = []
-        for snapshot in list(found.values())[:3]:
+        for snapshot in found.values():
             try:
                 then = _manifest(snapshot)["arguments"]
-                told.append(f"{snapshot} ({'; '.join(self._changed(then)[:3])})")
+                if then.keys() == self.arguments.keys():  # else of another script
+                    told.append(f"{snapshot} ({'; '.join(self._changed(then)[:3])})")
             except InputError:
                 told.append(str(snapshot))
-        return ", ".join(told)
+        return ", ".join(told[:3])
 
     def _changed(self, then: dict) -> list[str]:
         now = self.arguments

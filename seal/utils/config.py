@@ -58,6 +58,7 @@ def config_words(path: str, actions: list[argparse.Action]) -> list[str]:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
+        reason += f"; this is {Path.cwd()}" if isinstance(error, FileNotFoundError) else ""
         raise InputError(f"--config {path} cannot be read: {reason}") from error
     if not isinstance(values, dict):
         raise InputError(f"--config {path} must hold `flag: value` lines")

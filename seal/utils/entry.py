@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from seal.errors import InputError, NonFiniteLoss, Stopped
+from seal.errors import Finished, InputError, NonFiniteLoss, Stopped
 from seal.files import no_room
 from seal.progress import Progress, say
 from seal.utils.stopping import launching_words
@@ -86,8 +86,11 @@ def report(main: Callable[[], None]) -> None:
             main()
     except (InputError, NonFiniteLoss) as error:
         fail(str(error))
+    except Finished as finished:
+        say(str(finished))
     except Stopped as stopped:
-        say(f"{stopped}; go on with: {_command(launcher)} --load_checkpoint")
+        further = "" if "--load_checkpoint" in sys.argv else " --load_checkpoint"
+        say(f"{stopped}; go on with: {_command(launcher)}{further}")
     except Exception as error:
         if told := no_room(error):
             fail(str(told))
