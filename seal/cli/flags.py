@@ -171,6 +171,9 @@ def begin(
 
     Returns:
         Its checkpoints, the steps done and the state saved with them, and its logger.
+
+    Raises:
+        Finished: the run to go on with has ended before.
     """
     checkpoints = Checkpoints(
         args.ckpt_path,
@@ -183,7 +186,9 @@ def begin(
     if args.dry_run:
         return checkpoints, 0, {}, NoLogger()
     if args.load_checkpoint == "auto" and not args.overwrite:
-        strategy.on_rank_0(lambda: _end_if_finished(args, checkpoints, Path(outputs[0])))
+        folder = Path(outputs[0])
+        if strategy.from_rank_0(lambda: _is_finished(args, checkpoints, folder)):
+            raise Finished(f"{folder} is what this run made, to its end; --overwrite trains again")
     first_step, state = checkpoints.begin(args.load_checkpoint, *outputs)
     wandb = None
     if args.use_wandb:
@@ -196,15 +201,11 @@ def begin(
     return checkpoints, first_step, state, logger or NoLogger()
 
 
-def _end_if_finished(args: argparse.Namespace, checkpoints: Checkpoints, folder: Path) -> None:
-    """Ends where `folder` holds what a run like this made after its newest checkpoint.
-
-    Raises:
-        Finished: it does.
-    """
+def _is_finished(args: argparse.Namespace, checkpoints: Checkpoints, folder: Path) -> bool:
+    """Whether `folder` holds what a run like this made after its newest checkpoint."""
     written, made = checkpoints.newest(), folder / "seal_run.json"
     if written is None or not made.exists() or made.stat().st_mtime < written:
-        return
+        return False
     then, now = (
         {name: value for name, value in run.items() if name not in flags_that_are("free")}
         for run in (
@@ -212,8 +213,7 @@ def _end_if_finished(args: argparse.Namespace, checkpoints: Checkpoints, folder:
             json.loads(json.dumps(run_config(vars(args))["arguments"], default=str)),
         )
     )
-    if then == now:
-        raise Finished(f"{folder} is what this run made, to its end; --overwrite trains it again")
+    return then == now
 
 
 def source_flags(args: argparse.Namespace) -> dict:
