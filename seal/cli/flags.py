@@ -206,14 +206,13 @@ def _is_finished(args: argparse.Namespace, checkpoints: Checkpoints, folder: Pat
     written, made = checkpoints.newest(), folder / "seal_run.json"
     if written is None or not made.exists() or made.stat().st_mtime < written:
         return False
-    then, now = (
-        {name: value for name, value in run.items() if name not in flags_that_are("free")}
-        for run in (
-            json.loads(made.read_text())["arguments"],
-            json.loads(json.dumps(run_config(vars(args))["arguments"], default=str)),
-        )
-    )
-    return then == now
+    free, given = flags_that_are("free"), run_config(vars(args))["arguments"]
+    try:
+        then = json.loads(made.read_text())["arguments"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False  # not as a run leaves it
+    now = json.loads(json.dumps(given, default=str)).items()
+    return {n: v for n, v in then if n not in free} == {n: v for n, v in now if n not in free}
 
 
 def source_flags(args: argparse.Namespace) -> dict:
