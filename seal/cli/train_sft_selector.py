@@ -53,16 +53,15 @@ def train(args) -> None:
     plan = flags.settings(SelectorPlan, args, **flags.cadence(args, steps_per_epoch))
     meta = flags.artefact_meta(args, user, args.selector_estimator, args.pretrain)
     contrasted = bool(tracker) and states is None  # a head's score is its logit
-    meta["forward_equivalents"] = plan.forward_equivalents(bool(tracker)) + depth + 2 * contrasted
-    meta["forward_equivalents"] += moved.rows / len(user)
+    looked = depth + 2 * contrasted + moved.rows / len(user)
+    meta["forward_equivalents"] = plan.forward_equivalents(bool(tracker)) + looked
 
     def save(path: str, score=None, worth=None) -> dict:
         score = selector.logits.double().numpy() if score is None else score
         columns = selector_columns(user, selector, score)
         taken = steps_per_epoch * int(selector.visits.max())
-        evidence = {"reliability": worth, "steps": {"loop": taken}}
-        evidence |= {"moved": {"loop": moved.losses()}}
-        extra = {"evidence": evidence, "head": head_of(selector)}
+        said = {"reliability": worth, "steps": {"loop": taken}, "moved": {"loop": moved.losses()}}
+        extra = {"evidence": said, "head": head_of(selector)}
         if len(pool) > len(user):
             extra |= {"calibration": calibrate(score[: len(user)], score[len(user) :])}
         strategy.on_rank_0(lambda: write_selection(path, columns, meta | extra))
@@ -70,9 +69,8 @@ def train(args) -> None:
 
     engines = list(dict.fromkeys([model.engine, *([tracker.engine] if tracker else [])]))
     outputs = filter(None, [base, args.save_path])
-    checkpoints, first_step, state, logger = flags.begin(
-        args, engines, strategy, model.dataset.ids, steps, *outputs
-    )
+    begun = flags.begin(args, engines, strategy, model.dataset.ids, steps, *outputs)
+    checkpoints, first_step, state, logger = begun
     if state:
         selector.load_state_dict(state)
     trainer = SelectorTrainer(

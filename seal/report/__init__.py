@@ -53,8 +53,7 @@ def write_report(
 ) -> Path:
     """Writes the report; whatever is not given is named in it as not given.
 
-    Memory is about 300 bytes a row and the file stays under 1 MB for any number of rows: rows are
-    aggregated, and only 3 * `rows_shown` are written.
+    Memory is about 300 bytes a row, the file under 1 MB: only 3 * `rows_shown` rows are written.
 
     Args:
         topp: share of the scored rows that is kept, in (0, 1], or "auto".
@@ -88,8 +87,7 @@ def write_report(
         **_runs_part(results, metrics, read.meta),
         **_evidence_part(read, topp, max_canary_kept, confidence),
     }
-    page["verdict"] = sections.verdict(page)
-    page["doubts"] = doubts(read.meta)
+    page |= {"verdict": sections.verdict(page), "doubts": doubts(read.meta)}
     page["doubts"] += other_selection(Path(metrics), selection, topp) if metrics else []
     template = _environment().get_template("template.html.jinja")
     with atomic_path(out) as tmp:
