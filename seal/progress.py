@@ -100,16 +100,19 @@ def _start_watch() -> None:
 
 
 def _watch() -> None:
-    """Speaks when nothing has been said for too long while work goes on."""
+    """Speaks when nothing has been said for too long, of work that has gone on for a while."""
     global _spoken
     while True:
-        time.sleep(min(1.0, SECONDS / 4))
-        for work in _open[-1:]:
-            if work._bar is not None:
-                work._bar.refresh()
-            elif time.monotonic() - _spoken >= SECONDS:
-                print(work, file=sys.stderr, flush=True)
-                _spoken = time.monotonic()
+        pause = min(1.0, SECONDS / 4)
+        time.sleep(pause)
+        now, going = time.monotonic(), _open[:]
+        if not going:
+            continue
+        if going[-1]._bar is not None:
+            going[-1]._bar.refresh()
+        elif now - _spoken >= SECONDS and now - going[0]._started >= pause:
+            print(going[-1], file=sys.stderr, flush=True)
+            _spoken = now
 
 
 def _is_first() -> bool:

@@ -65,6 +65,16 @@ def test_many_short_pieces_of_work_are_not_silent_together():
     assert 3 <= sum(line.startswith("part ") for line in done.stderr.splitlines()) <= 6, done
 
 
+def test_a_moment_of_work_after_a_long_rest_says_nothing():
+    script = SCRIPT.split("with")[0] + (
+        "with progress.Progress('first'):\n    time.sleep(0.05)\n"
+        "for _ in range(20):\n    time.sleep(0.11)\n"
+        "    with progress.Progress('short'):\n        time.sleep(0.02)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stderr == ""
+
+
 def test_other_ranks_say_nothing():
     assert output(RANK="1") == ""
 
