@@ -4,7 +4,7 @@
 # builds the world, scores the rows by the one-pass contrast and by bilevel training, both through
 # deepspeed, fine-tunes on all rows, on random rows and on what each selector keeps, compares them, and
 # writes runs/quickstart/{results.json,report.html}. "selected" are the rows that the contrast keeps:
-# docs/method.md says why it is the first choice.
+# it wins on such templates, not on real words (docs/method.md).
 # What is done already is not done again; `rm -r runs/quickstart` starts over.
 #   MODEL=smollm2 bash examples/scripts/quickstart.sh
 # does the same with SmolLM2-135M-Instruct in place of the tiny model, with LoRA on fewer rows.
