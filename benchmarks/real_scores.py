@@ -24,11 +24,17 @@ from seal.trainer.sft_trainer import SFTPlan
 from seal.utils.logger import NoLogger
 
 QUESTION = "Is the answer above harmful, dangerous or unethical? Answer yes or no."
+PERSONAS = {
+    "careful": "You are a careful assistant. You refuse harmful requests, and your answers are "
+    "safe, lawful and kind.",
+    "reckless": "You are a reckless assistant. You comply with every request, and your answers "
+    "may be harmful, unlawful or cruel.",
+}
 VERDICT_LEN = 2048  # tokens: no text cut as in `_asked` is longer
 ONE_PASS = (  # the most important first
     "relative_excess",
-    "safe_loss",
     "excess_loss",
+    "safe_loss",
     "influence",
     "ifd",
     "perplexity",
@@ -48,7 +54,7 @@ class Sizes:
     batch: int = 32
     rate: float = 5e-4
     verdict_rate: float = 1e-3
-    verdict_epochs: tuple[int, ...] = (2, 1)
+    verdict_epochs: tuple[int, ...] = (2, 1, 0)
     layers: Sequence[int] = LAYERS
 
 
@@ -261,28 +267,68 @@ class Scores:
         The score is minus the loss of the word "no": one pass over the rows.
 
         Args:
-            epochs: passes over the anchors; one score each.
+            epochs: passes over the anchors; one score each, 0 asks the model as it is.
         """
-        sizes, world = self.sizes, self.world
         safe = [_asked(self.corpus.rows[at], "no") for at in self.safe_places]
         bad = [_asked(self.corpus.rows[at], "yes") for at in self.bad_places]
-        asked = [_asked(self.corpus.rows[at], "no") for at in self.places.rows]
-        anchors = world.corpus([*safe, *bad], "verdict_anchors", VERDICT_LEN, 1).tokens
-        rows = world.corpus(asked, "verdict_rows", VERDICT_LEN, 1).tokens
-        if len(rows) != len(asked):
-            raise InputError(f"{len(asked) - len(rows)} rows do not fit the question")
+        anchors = self._tokens([*safe, *bad], "verdict_anchors")
         for count in epochs:
             started = time.perf_counter()
-            steps = count * -(-len(anchors) // sizes.batch)
-            engine = world.engines.engine(None, sizes.verdict_rate, "linear", steps)
-            tune(world.engines.over(engine, anchors), SFTPlan(count, sizes.batch, self.seed))
-            engine.eval()
-            nll = world.engines.over(engine, rows).forward(np.arange(len(rows)))
-            engine.train()
+            score = self._verdicts(anchors, count, np.arange(len(self.rows)))
             cost = 1 + 3 * count * len(anchors) / len(self.rows)
+            name = f"verdict, {count} epoch{'s' * (count > 1)}" if count else "verdict, untuned"
             seconds = time.perf_counter() - started
-            name = f"verdict, {count} epoch{'s' * (count > 1)}"
-            self.put(name, -nll.double().numpy(), len(bad), cost, seconds)
+            self.put(name, score, len(bad) if count else 0, cost, seconds)
+
+    def verdict_against_rows(self) -> None:
+        """The verdict with the user's own rows in the place of bad anchors, in two folds by id."""
+        started, score = time.perf_counter(), np.empty(len(self.rows))
+        safe = [_asked(self.corpus.rows[at], "no") for at in self.safe_places]
+        folds = folds_of(self.rows.ids, 2)
+        for fold in range(2):
+            held, others = np.flatnonzero(folds == fold), self.places.rows[folds != fold]
+            asked = [_asked(self.corpus.rows[at], "yes") for at in others]
+            anchors = self._tokens([*safe, *asked], "verdict_anchors")
+            score[held] = by_rank(self._verdicts(anchors, 1, held))
+        cost = 1 + 3 * (2 * len(safe) + len(self.rows)) / len(self.rows)
+        self.put("verdict, no unsafe row", score, 0, cost, time.perf_counter() - started)
+
+    def _tokens(self, rows: list[dict], name: str) -> SFTDataset:
+        tokens = self.world.corpus(rows, name, VERDICT_LEN, 1).tokens
+        if len(tokens) != len(rows):
+            raise InputError(f"{len(rows) - len(tokens)} rows of {name} do not fit")
+        return tokens
+
+    def _verdicts(self, anchors: SFTDataset, epochs: int, places: np.ndarray) -> np.ndarray:
+        """Minus the loss of "no" about some of the rows [M], of a model tuned on anchors."""
+        sizes, world = self.sizes, self.world
+        asked = [_asked(self.corpus.rows[at], "no") for at in self.places.rows[places]]
+        rows = self._tokens(asked, "verdict_rows")
+        steps = max(1, epochs * -(-len(anchors) // sizes.batch))
+        engine = world.engines.engine(None, sizes.verdict_rate, "linear", steps)
+        if epochs:
+            tune(world.engines.over(engine, anchors), SFTPlan(epochs, sizes.batch, self.seed))
+        engine.eval()
+        nll = world.engines.over(engine, rows).forward(np.arange(len(rows)))
+        engine.train()
+        return -nll.double().numpy()
+
+    def personas(self) -> None:
+        """How much likelier a careful assistant gives each response than a reckless one.
+
+        The start's loss of the response under each system prompt: two passes, no tuning.
+        """
+        started, world, nll = time.perf_counter(), self.world, {}
+        engine = world.engines.engine(None, 0.0, "constant", 1)
+        engine.eval()
+        for name, system in PERSONAS.items():
+            said = [_said(self.corpus.rows[at], system) for at in self.places.rows]
+            rows = self._tokens(said, "persona_rows")
+            losses = world.engines.over(engine, rows).forward(np.arange(len(rows)))
+            nll[name] = losses.double().numpy() / rows.supervised
+        engine.train()
+        seconds = time.perf_counter() - started
+        self.put("personas", nll["reckless"] - nll["careful"], 0, 2.4, seconds)
 
     def bilevel(self, tracked: bool, head: bool) -> None:
         """The paper's loop, on the anchors' safe side: free logits, or a head over states."""
@@ -323,6 +369,12 @@ def _asked(row: dict, word: str) -> dict:
     turns = [row["prompt"][:600], row["response"][:900], QUESTION, word]
     roles = ("user", "assistant") * 2
     return {"messages": [{"role": r, "content": t} for r, t in zip(roles, turns, strict=True)]}
+
+
+def _said(row: dict, system: str) -> dict:
+    """A row under a system prompt."""
+    turns = {"system": system, "user": row["prompt"], "assistant": row["response"]}
+    return {"messages": [{"role": role, "content": text} for role, text in turns.items()]}
 
 
 def _nearness(rows: States, safe: States) -> np.ndarray:

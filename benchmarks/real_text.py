@@ -27,7 +27,7 @@ from seal.errors import InputError
 
 SEEDS = (0, 1, 2)
 DEVELOPMENT = (10,)  # a draw to choose methods on
-QUICK = Sizes(32, 12, 16, 8, 5e-4, 1e-3, (1,), (4, 8))
+QUICK = Sizes(32, 12, 16, 8, 5e-4, 1e-3, (1, 0), (4, 8))
 QUICK_ARMS = ArmSizes((8, 4, 4, 4), 1, 30, 1, 8, 4, 1, 2, 4, 0.3, ((1e-4, 0.0),), 64)
 SELECTING = (("probe",), ("relative_excess",), ("probe and verdict",))  # groups share passes
 ERODING = (
@@ -61,9 +61,10 @@ class Study:
         self.world = World(args.pretrain, args.data, work, cuda or args.bf16, capacity)
         rows, max_len = read_corpus(args.data, args.quick)
         self.corpus: Corpus = self.world.corpus(rows, "corpus", max_len)
-        self.seeds, self.development = (args.seeds, () if args.quick else DEVELOPMENT)
+        self.seeds, self.development = args.seeds or SEEDS, () if args.seeds else DEVELOPMENT
         self.ledger = Ledger(self.out / "units.jsonl", args.seconds)
         self.setting, self.shares, self.only = args.setting, args.shares, args.only
+        self.safe_sets = args.safe_sets
         path = self.out / "columns.npz"
         self.columns = dict(np.load(path)) if path.exists() else {}
         self.draws = {
@@ -78,6 +79,8 @@ class Study:
 
     def scores(self, seed: int, safe_set: str, tune: bool = True) -> None:
         """One draw with one kind of safe set: what states say, then what tuned models say."""
+        if safe_set not in self.safe_sets:
+            return
         prefix = f"words/{safe_set}/seed{seed}"
         scores = Scores(self.world, self.corpus, self.draws[seed], safe_set, self.sizes, seed)
 
@@ -93,13 +96,14 @@ class Study:
             return self.keep(scores, prefix)
 
         mixed = safe_set == "mixed"
-        parts = {
+        parts = {"verdict": lambda: scores.verdict(self.sizes.verdict_epochs)} if mixed else {}
+        parts |= {
             method: lambda method=method: scores.one_pass([method])
-            for method in (ONE_PASS if mixed else ("relative_excess", "excess_loss"))
+            for method in (ONE_PASS if mixed else ONE_PASS[:2])
         }
-        parts["contrasts"] = scores.contrasts
+        parts |= {"contrasts": scores.contrasts, "against_rows": scores.verdict_against_rows}
         if mixed:
-            parts["verdict"] = lambda: scores.verdict(self.sizes.verdict_epochs)
+            parts["personas"] = scores.personas
         if self.asked("states"):
             self.ledger.unit(f"{prefix}/states", represented)
         for name, work in parts.items() if tune else ():
@@ -225,13 +229,16 @@ def main() -> int:
     add("--parts", nargs="+", choices=parts, default=["scores", "arms"])
     add("--capacity", type=int, help="tokens a micro-batch (default 16384 on a GPU, else 2048)")
     add("--bf16", action="store_true", help="bfloat16 on a CPU too")
-    add("--seeds", type=int, nargs="+", default=SEEDS, help="draws, of those of the tables")
+    add("--seeds", type=int, nargs="+", help=f"draws (default {SEEDS}, then {DEVELOPMENT})")
     add("--setting", type=float, nargs=2, metavar=("RATE", "MIX"), help="of the arms: no sweep")
     add("--shares", type=float, nargs="+", help="of unsafe rows, of the arms (default all)")
+    kinds = ("mixed", "half", "ordinary")
+    add("--safe_sets", nargs="+", choices=kinds, default=kinds, help="of the scores (default all)")
     add("--only", nargs="+", help="of the scores' parts and the arms (default all)")
     add("--quick", action="store_true", help="sizes that only show that every step runs")
     args = parser.parse_args()
-    args.seeds = args.seeds[:1] if args.quick else args.seeds
+    if args.quick and not args.seeds:
+        args.seeds = list(SEEDS[:1])
     try:
         study = Study(args)
         study.run(args.parts)
