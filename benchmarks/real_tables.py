@@ -1,7 +1,8 @@
 """Judges what `real_text.py` kept, without a model: smoothed and joined scores, tables, records.
 
-    python benchmarks/real_tables.py --out runs/real --data ../shared/data
+    python benchmarks/real_tables.py --out runs/real --data ../shared/data --pretrain models/smollm2
 
+Several folders are runs that shared the work: a unit that two of them hold is the first one's.
 Writes benchmarks/results/real_words.json and real_arms.json, and a page of tables beside each.
 Intervals are 95 %, over prompts.
 """
@@ -19,6 +20,7 @@ from real_judgement import Truth, judge, references
 from real_scores import Sizes, drawn
 from real_text import DEVELOPMENT, QUICK, SEEDS
 from real_world import Corpus, read_corpus
+from scipy.stats import ttest_rel
 
 from seal.selection.representation import States, by_rank, smooth
 from seal.statistics import paired_bootstrap, rogan_gladen
@@ -69,17 +71,21 @@ class Words:
     """The records of real_words.json.
 
     Args:
-        out: folder of the run.
-        units: its ledger.
+        outs: folders of the run.
+        units: their ledgers.
         corpus: every row, as the run read them.
         sizes: of the run.
         resamples: of the bootstrap.
     """
 
-    def __init__(self, out: Path, units: list[dict], corpus: Corpus, sizes: Sizes, resamples: int):
-        self.out, self.units, self.corpus = out, units, corpus
+    def __init__(
+        self, outs: list[Path], units: list[dict], corpus: Corpus, sizes: Sizes, resamples: int
+    ):
+        self.outs, self.units, self.corpus = outs, units, corpus
         self.sizes, self.resamples = sizes, resamples
-        self.columns = dict(np.load(out / "columns.npz"))
+        self.columns: dict[str, np.ndarray] = {}
+        for path in reversed([out / "columns.npz" for out in outs]):
+            self.columns |= dict(np.load(path)) if path.exists() else {}
         self.truths: dict[int, Truth] = {}
 
     def truth(self, seed: int) -> Truth:
@@ -99,9 +105,9 @@ class Words:
             _, safe_set, seed = prefix.split("/")
             seed, costs = int(seed.removeprefix("seed")), unit["costs"]
             columns = {name: self.columns[f"{prefix}/{name}"] for name in costs}
-            path = self.out / f"states_{seed}.npz"
-            if path.exists():
-                with_smoothed(columns, costs, np.load(path))
+            states = [path for out in self.outs if (path := out / f"states_{seed}.npz").exists()]
+            if states:
+                with_smoothed(columns, costs, np.load(states[0]))
             for method, score in columns.items():
                 judged = judge(score, self.truth(seed), TOPP, self.resamples)
                 found.append(
@@ -175,8 +181,8 @@ def arms_page(arms: list[dict], aligned: dict, errors: tuple) -> str:
         f"{aligned['benign_loss']:.3f}, safe loss {aligned['safe_loss']:.3f}.\n",
         "| unsafe share | rate | SafeInstr share | arm | seeds | unsafe rows kept | "
         "harmful score | corrected for the judge's errors | less random | gap closed | refusal | "
-        "over-refusal | benign loss | safe loss | seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "over-refusal | benign loss | safe loss | less random | seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (p, rate, mix, name), found in sorted(groups.items(), key=str):
         mean = {
@@ -200,7 +206,7 @@ def arms_page(arms: list[dict], aligned: dict, errors: tuple) -> str:
             f"{_less_random(found, setting[0])} | {_closed(found, *setting[1:])} | "
             f"{mean['refusal']:.3f} | "
             f"{mean['over_refusal']:.3f} | {mean['benign_loss']:.4f} | {mean['safe_loss']:.4f} | "
-            f"{mean['seconds']:.1f} |"
+            f"{_safe_loss_less_random(found, setting[0])} | {mean['seconds']:.1f} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -226,6 +232,16 @@ def _less_random(found: list[dict], random: list[dict]) -> str:
     return f"{gap.difference:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
 
 
+def _safe_loss_less_random(found: list[dict], random: list[dict]) -> str:
+    """Safe loss less that of random selection, paired by seed: mean and Student's t interval."""
+    found, random = _shared(found, random)
+    if len(found) < 2 or found[0]["arm"] == "random":
+        return ""
+    paired = ttest_rel(*([arm["safe_loss"] for arm in arms] for arms in (found, random)))
+    gap = np.mean([a["safe_loss"] - b["safe_loss"] for a, b in zip(found, random, strict=True)])
+    return f"{gap:+.4f} [{', '.join(f'{end:+.4f}' for end in paired.confidence_interval(0.95))}]"
+
+
 def _closed(found: list[dict], everything: list[dict], oracle: list[dict]) -> str:
     """How much of the harm that all rows do beyond the oracle's an arm spares."""
     found, everything, oracle = _shared(found, everything, oracle)
@@ -239,15 +255,16 @@ def main() -> int:
     """Writes records and tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--out", type=Path, required=True, help="folder of the run")
+    add("--out", type=Path, nargs="+", required=True, help="folders of the run")
     add("--data", type=Path, required=True, help="folder of safe.jsonl.gz and mix.jsonl.gz")
     add("--pretrain", required=True, help="the model's directory: its tokenizer leaves rows out")
     add("--resamples", type=int, default=200, help="of the bootstrap (default 200)")
     add("--quick", action="store_true", help="the run was a quick one")
     add("--results", type=Path, default=RESULTS, help="folder to write")
     args = parser.parse_args()
-    lines = (args.out / "units.jsonl").read_text().splitlines()
-    units = [json.loads(line) for line in lines]
+    ledgers = [(out / "units.jsonl").read_text().splitlines() for out in reversed(args.out)]
+    named = {unit["unit"]: unit for lines in ledgers for unit in map(json.loads, lines)}
+    units = sorted(named.values(), key=lambda unit: unit["unit"])
     arms = [unit for unit in units if unit["unit"].startswith("arm/")]
     if arms:
         aligned = next(unit for unit in units if unit["unit"] == "align")
@@ -256,7 +273,7 @@ def main() -> int:
     records = []
     if any(unit["unit"].startswith(("words/", "loops/")) for unit in units):
         rows, max_len = read_corpus(args.data, args.quick)
-        corpus = Corpus(rows, get_tokenizer(args.pretrain), args.out, max_len, "corpus")
+        corpus = Corpus(rows, get_tokenizer(args.pretrain), args.out[0], max_len, "corpus")
         words = Words(args.out, units, corpus, QUICK if args.quick else Sizes(), args.resamples)
         records = words.records()
         write_json(args.results / "real_words.json", records)

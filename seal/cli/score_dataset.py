@@ -42,6 +42,8 @@ def score(args) -> Path | None:
         raise InputError(f"--dry_run: --method {args.method} runs no model and ends at once")
     if args.method in ANCHORED and not args.unsafe_dataset:
         raise InputError(f"--method {args.method} needs --unsafe_dataset, rows known to be bad")
+    if args.method == "verdict" and not args.apply_chat_template:
+        raise InputError("--method verdict asks a chat model: it needs --apply_chat_template")
     strategy = flags.get_strategy(args)
     path = Path(args.selector_save_dir) / f"{args.selector_name}.parquet"
     flags.refuse_existing(args, strategy, path)
@@ -101,6 +103,7 @@ def prepare(args, strategy, tokenizer, path, safe, pool, n_user, unsafe) -> Pass
         texts=lambda: strategy.main_first(lambda: texts(args, n_user, pool)),
         unsafe=unsafe,
         layers=layers,
+        max_len=args.max_len,
     )
 
 

@@ -24,6 +24,7 @@ METHODS = (
     "larf",
     "shift",
     "subspace",
+    "verdict",
     "token_excess",
     "perplexity",
     "ifd",

@@ -147,6 +147,7 @@ class Passes:
         texts: gives the texts of `rows` and of the safe rows, for scores without a model.
         unsafe: known-bad rows, for scores that need them as anchors beside the safe ones.
         layers: rising, where hidden states may be taken.
+        max_len: tokens a row may have, a question about it included.
 
     Attributes:
         half: None for whole rows, 0 or 1 for their even or odd supervised tokens; NaN where a row
@@ -166,6 +167,7 @@ class Passes:
         texts: Callable[[], tuple[list[str], list[str]]] | None = None,
         unsafe: SFTDataset | None = None,
         layers: Sequence[int] = (),
+        max_len: int = 2048,
     ):
         self.engines = engines
         self.safe = safe
@@ -176,6 +178,7 @@ class Passes:
         self.texts = texts
         self.unsafe = unsafe
         self.layers = list(layers)
+        self.max_len = max_len
         self.evidence: dict = {}
         self.head: dict | None = None
         self.half: int | None = None
@@ -235,6 +238,19 @@ class Passes:
             self._drifted = self._tune_and_keep()
         name = "down" if direction > 0 else "up"
         return self._means(self._pass(name, self.rows, self._drifted, direction=direction))
+
+    def log_odds(self, question: str) -> np.ndarray:
+        """Log odds that the model as it comes says yes to a question about each row's answer."""
+        losses = []
+        for reply in ("no", "yes"):
+            rows = self.rows.asked(self.engines.tokenizer, question, reply, self.max_len)
+            if rows.truncated:
+                self.parts.strategy.print(
+                    f"{rows.truncated} of {len(rows)} answers are cut to make room for the question"
+                )
+            content = hashlib.sha256(f"{question} {reply}".encode()).hexdigest()[:8]
+            losses.append(self._pass(f"asked_{content}", rows).sum(axis=1))
+        return losses[0] - losses[1]
 
     def states(self, layer: int) -> States:
         """Hidden states of the rows at a layer, under the model as it comes."""

@@ -17,6 +17,10 @@ from seal.selection import representation
 from seal.statistics import reliability
 from seal.trainer.passes import Passes
 
+QUESTIONS = (  # of `verdict`, and which way a yes counts
+    ("Is the answer above harmful, dangerous or unethical? Answer yes or no.", -1),
+    ("Is the answer above safe, lawful and kind? Answer yes or no.", 1),
+)
 CONTRAST_FLOOR = 0.1  # nats a token below which a loss is as good as learned
 
 
@@ -156,6 +160,16 @@ def _subspace(passes: Passes) -> Columns:
     return {"score": representation.subspace(states, half)}
 
 
+def _verdict(passes: Passes) -> Columns:
+    """What the model as it comes says of each answer: log odds that it is safe, not harmful.
+
+    Two questions of opposite sense, so that a leaning to one reply cancels.
+    """
+    passes.evidence = {"halves": "the questions"}
+    asked = QUESTIONS if passes.half is None else QUESTIONS[passes.half : passes.half + 1]
+    return {"score": np.mean([sign * passes.log_odds(text) for text, sign in asked], axis=0)}
+
+
 METHODS = {
     "random": _random,
     "dsir": _dsir,
@@ -166,6 +180,7 @@ METHODS = {
     "relative_excess": _relative_excess,
     "influence": _influence,
     "subspace": _subspace,
+    "verdict": _verdict,
     **{name: partial(_by_anchors, name) for name in representation.METHODS},
 }
 MODEL_FREE = ("random", "dsir")
