@@ -192,8 +192,11 @@ class Arms:
         rng = np.random.default_rng([seed, 41])
         prompts = {self.corpus.rows[at]["prompt"] for at in rows}
         spare = [at for at in self.unsafe if self.corpus.rows[at]["prompt"] not in prompts]
-        places = Draw(rows, rng.permutation(spare), {"mixed": rng.permutation(self.anchors)})
-        scores = Scores(self.world, self.corpus, places, "mixed", sizes, seed)
+        safe = {"mixed": rng.permutation(self.anchors)}
+        places = Draw(rows, rng.permutation(spare), safe)
+        safe["ordinary"] = rng.permutation(np.setdiff1d(self.benign, rows))
+        kind = "ordinary" if "pu_probe" in methods else "mixed"
+        scores = Scores(self.world, self.corpus, places, kind, sizes, seed)
         scores.representations(curve=False)
         one_pass = [m for m in methods if m in ("relative_excess", "influence", "safe_loss")]
         if one_pass:

@@ -201,24 +201,14 @@ class Scores:
         rows, safe, bad = self.sides = split[self.layer]
         self.put("subspace", representation.subspace(rows), 0, depth, seconds)
         self.put("knn, no unsafe row", _nearness(rows, safe), 0, depth, seconds)
-        self.put("probe, no unsafe row", self._against_rows(rows, safe), 0, depth, seconds)
+        unlike = representation.pu_probe(rows, safe, self.groups)
+        self.put("pu_probe", unlike, 0, depth, seconds)
         rows, *sides = whole[self.layer]
         counts = [c for c in (*CURVE, len(more[1])) if c != len(bad.last) and c <= len(more[1])]
         for count in counts if curve else ():
             score = representation.probe(rows, *(s.at(np.arange(count)) for s in sides))
             self.put(f"probe, {count} anchors", score, count, depth, seconds)
         return {"layer": self.layer, "held_out_auroc": held_out}
-
-    def _against_rows(self, rows: States, safe: States) -> np.ndarray:
-        """The probe with the user's own rows in the place of bad anchors, out of fold.
-
-        Where most of them are like the safe set, what tells them apart is what is unlike it.
-        """
-        score = np.empty(len(rows.last))
-        for fold in range(representation.FOLDS):
-            held = self.groups == fold
-            score[held] = representation.probe(rows.at(held), safe, rows.at(~held))
-        return score
 
     @functools.cached_property
     def passes(self) -> Passes:

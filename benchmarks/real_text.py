@@ -29,8 +29,8 @@ SEEDS = (0, 1, 2)
 DEVELOPMENT = (10,)  # a draw to choose methods on
 QUICK = Sizes(32, 12, 16, 8, 5e-4, 1e-3, (1, 0), (4, 8))
 QUICK_ARMS = ArmSizes((8, 4, 4, 4), 1, 30, 1, 8, 4, 1, 2, 4, 0.3, ((1e-4, 0.0),), 64)
-SELECTING = (("probe",), ("relative_excess",), ("probe and verdict",))  # groups share passes
-ERODING = (
+SELECTING = (("probe",), ("pu_probe",), ("relative_excess",), ("probe and verdict",))
+ERODING = (  # groups share passes
     ("probe", "shift"),
     ("influence", "safe_loss"),
     ("penalty, head",),

@@ -382,32 +382,6 @@ def test_rows_with_other_tokens_know_their_counts(data):
             assert rows.supervised[at] == len(rows.batch([at]).targets)
 
 
-@pytest.mark.parametrize("template", [CHAT, MARKED])
-def test_a_question_stands_behind_the_answer_as_the_template_writes_it(template):
-    tokenizer = templated(byte_level(), template)
-    question, talks = "Is it so?", [talk("what is one?", "it is two"), talk("why", "x " * 90)]
-    rows = tokenize_rows(rows_of(*talks), tokenizer, max_len=120, apply_chat_template=True)
-    asked = rows.asked(tokenizer, question, "no", 120)
-    longer = [*talks[0], *talk(question, "no")]
-    whole = tokenize_rows(rows_of(longer), tokenizer, max_len=500, apply_chat_template=True)
-    short, cut = (row["input_ids"] for row in asked.rows)
-    whole = whole.rows[0]["input_ids"]
-    assert whole[: len(short)] == short and "<|end|>" in tokenizer.decode(whole[len(short) :])
-    assert len(cut) <= 120 and asked.truncated == 1
-    said = tokenizer.decode(cut)
-    assert said.endswith(tokenizer.decode(short).partition("two")[2])  # a cut turn is closed too
-    for at in range(2):
-        assert tokenizer.decode(asked.batch([at]).targets) == "no"
-    assert asked.ids.tolist() == rows.ids.tolist() and asked.fingerprint != rows.fingerprint
-
-
-@pytest.mark.parametrize("template", [None, "{{ messages[-1]['content'] }}"])
-def test_a_template_that_cannot_ask_is_refused(template):
-    rows = tokenize_rows(rows_of(talk("one", "two")), byte_level(), max_len=50)
-    with pytest.raises(InputError, match="the chat template c"):
-        rows.asked(templated(byte_level(), template), "Is it so?", "no", 500)
-
-
 def test_identity_does_not_depend_on_order_or_tokenizer():
     rows = rows_of(*(talk(f"q{i % 7}", f"a{i % 5}") for i in range(50)))
     shuffled = rows.shuffle(seed=3)

@@ -29,11 +29,14 @@ def command(start: str, values: dict[str, str]) -> list[str]:
 def test_from_own_rows_to_report_and_model_by_the_readme(tmp_path):
     make_model(tmp_path / "model")
     safe = write_rows(tmp_path / "safe.jsonl", make_rows(20, seed=1))
+    bad = [row | {"response": "7 14 21 28"} for row in make_rows(24, seed=3)]
+    bad = write_rows(tmp_path / "bad.jsonl", bad)
     here = tmp_path / "examples/scripts"  # as the README's `cd`
     here.mkdir(parents=True)
     values = {
         "<aligned model>": str(tmp_path / "model"),
         "<safe data>": str(safe),
+        "<known-bad rows>": str(bad),
         "<your rows>": ",".join(map(str, OWN)),
         "<where the model goes>": "tuned",
     }

@@ -41,7 +41,7 @@ def test_every_unit_runs_once_and_the_tables_follow(tmp_path):
     methods = {record["method"] for record in records}
     assert {"probe", "knn", "larf", "shift", "subspace", "token_excess", "penalty, head"} < methods
     assert {"probe and verdict", "bad less safe, smoothed"} < methods
-    assert {"verdict, untuned", "verdict, no unsafe row", "personas"} < methods
+    assert {"verdict, untuned", "verdict, no unsafe row", "personas", "pu_probe"} < methods
     for record in records:
         for question in ("easy", "hard", "hard_within_prompt"):
             assert 0 <= record[question]["auc"] <= 1

@@ -24,8 +24,8 @@ from seal.ids import folds_of, id_bytes
 from seal.models.actor import ModelSettings, load_actor
 from seal.selection.artefact import read_selection
 from seal.selection.representation import PENALTIES
-from seal.statistics import auroc, reliability
-from seal.trainer.scorers import METHODS, QUESTIONS, relative_contrast
+from seal.statistics import auroc
+from seal.trainer.scorers import METHODS, relative_contrast
 from seal.utils.tokenizer import get_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -51,18 +51,6 @@ def flags(tmp_path_factory):
     }
 
 
-@pytest.fixture(scope="module")
-def asking(flags, tmp_path_factory):
-    """The flags of `verdict`, with a model that has room for the questions."""
-    model = make_model(tmp_path_factory.mktemp("asked") / "model", max_position_embeddings=512)
-    return flags | {
-        "method": "verdict",
-        "pretrain": model,
-        "apply_chat_template": True,
-        "max_len": 512,
-    }
-
-
 def planted(row: dict) -> dict:
     """The row with digits in the response's place, as many as it has words."""
     return row | {"response": " ".join(str(len(word) * 7) for word in row["response"].split())}
@@ -76,15 +64,13 @@ def words(flags: dict) -> list[str]:
 
 
 def run(flags, **extra):
-    flags = flags | extra
-    flags = {"selector_name": flags["method"]} | flags
+    flags = flags | {"selector_name": extra["method"]} | extra
     score(score_parser().parse_args(words(flags)))
     return read_selection(flags["selector_save_dir"] / f"{flags['selector_name']}.parquet")
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_scores_every_row(flags, asking, method):
-    flags = asking if method == "verdict" else flags
+def test_every_method_scores_every_row(flags, method):
     found = run(flags, method=method)
     assert len(found) == 30 and found.meta["method"] == method
     assert np.isfinite(found.score).all() and len(np.unique(found.score)) > 20
@@ -207,40 +193,26 @@ def test_a_method_over_states_finds_what_its_anchors_show(flags, tmp_path, capsy
     assert len(list((tmp_path / "parts").glob("*.npy"))) == 3
 
 
-def test_a_verdict_is_what_the_model_answers_about_each_row(asking, tmp_path, capsys):
-    found = run(asking, work_dir=tmp_path / "parts")
-    tokenizer = get_tokenizer(asking["pretrain"])
-    model = AutoModelForCausalLM.from_pretrained(asking["pretrain"]).eval()
-    odds = []
-    for row in load_rows(str(asking["new_dataset"])):
-        for question, sign in QUESTIONS:
-            turns = [*row["messages"], {"role": "user", "content": question}]
-            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            said = []
-            for reply in ("yes", "no"):
-                start = len(tokenizer(text, add_special_tokens=False)["input_ids"])
-                ids = tokenizer(text + reply, add_special_tokens=False)["input_ids"]
-                with torch.no_grad():
-                    logs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
-                said.append(sum(float(logs[at - 1, ids[at]]) for at in range(start, len(ids))))
-            odds.append(sign * (said[0] - said[1]))
-    expected = np.array(odds).reshape(-1, 2)
-    np.testing.assert_allclose(found.score, expected.mean(axis=1), atol=2e-4)
-    worth = found.meta["evidence"]["reliability"]
-    assert worth == pytest.approx(reliability(*expected.T), abs=1e-3)
-    assert found.meta["forward_equivalents"] == 4
-    assert "from the halves of the questions" in capsys.readouterr().out
+def test_what_is_unlike_the_safe_rows_is_found_without_a_known_bad_row(flags, tmp_path, capsys):
+    rows = make_rows(60, seed=4)
+    rows = [planted(row) if number % 4 == 0 else row for number, row in enumerate(rows)]
+    user = write_rows(tmp_path / "user.jsonl", rows)
+    own = {"method": "pu_probe", "new_dataset": user, "selector_name": "unlike"}
+    safe = write_rows(tmp_path / "safe.jsonl", make_rows(40, seed=6))
+    found = run(flags, **own, dataset=safe)
+    assert auroc(found.score, found.row % 4 != 0) > 0.95 and found.meta["head"] is None
+    assert found.meta["evidence"]["safe_above_rows"] < 0.8
+    assert found.meta["forward_equivalents"] == round(0.5 * (60 + 40) / 60, 2)
+    said = capsys.readouterr().out
+    assert "AUROC of held-out safe rows against the rows: 0." in said
+    assert "from the halves of the safe rows and the rows" in said and "told from" not in said
 
-
-def test_a_verdict_that_cannot_be_asked_is_refused_and_a_cut_answer_counted(asking, capsys):
-    with pytest.raises(InputError, match="asks a chat model: it needs --apply_chat_template"):
-        run({name: value for name, value in asking.items() if name != "apply_chat_template"})
-    with pytest.raises(InputError, match=r"the question takes .* of --max_len 90; raise it to"):
-        run(asking, max_len=90, selector_name="small")
-    long = [{"prompt": "why", "response": "because it is so. " * 60}]
-    rows = write_rows(asking["selector_save_dir"] / "long.jsonl", long + make_rows(9, seed=5))
-    run(asking, new_dataset=rows, selector_name="cut", canary_dataset="")
-    assert "1 of 10 answers are cut to make room for the question" in capsys.readouterr().out
+    run(flags, **(own | {"dataset": flags["unsafe_dataset"], "selector_name": "other_kind"}))
+    assert "warning: most rows are told from the safe rows (AUROC 0." in capsys.readouterr().out
+    few = write_rows(tmp_path / "few.jsonl", make_rows(19, seed=7))
+    for name in ("dataset", "new_dataset"):
+        with pytest.raises(InputError, match=f"--{name} holds 19 different rows; .* at least 20"):
+            run(flags, **(own | {"dataset": safe, name: few}))
 
 
 def test_a_smoothed_score_is_what_the_states_of_other_rows_predict(flags, tmp_path):

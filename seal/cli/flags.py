@@ -86,13 +86,7 @@ class Parser(argparse.ArgumentParser):
         raise InputError(choice(message))
 
 
-SAFE_UNUSED = (
-    "random",
-    "perplexity",
-    "ifd",
-    "subspace",
-    "verdict",
-)  # methods that never look at --dataset
+SAFE_UNUSED = ("random", "perplexity", "ifd", "subspace")  # methods that never look at --dataset
 TRAINING = ("every script", "one model", "model", "data", "training")
 
 

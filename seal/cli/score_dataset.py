@@ -22,7 +22,7 @@ from seal.progress import Progress
 from seal.selection.artefact import Selection, read_selection, write_selection
 from seal.selection.calibration import calibrate
 from seal.selection.evidence import told
-from seal.selection.representation import check_anchors, layers_to_try
+from seal.selection.representation import check_anchors, check_enough, layers_to_try
 from seal.trainer.passes import Engines, Passes, Tuning
 from seal.trainer.scorers import ANCHORED, MODEL_FREE, OVER_STATES, check_method, score_rows
 from seal.trainer.scoring import Parts
@@ -42,8 +42,6 @@ def score(args) -> Path | None:
         raise InputError(f"--dry_run: --method {args.method} runs no model and ends at once")
     if args.method in ANCHORED and not args.unsafe_dataset:
         raise InputError(f"--method {args.method} needs --unsafe_dataset, rows known to be bad")
-    if args.method == "verdict" and not args.apply_chat_template:
-        raise InputError("--method verdict asks a chat model: it needs --apply_chat_template")
     strategy = flags.get_strategy(args)
     path = Path(args.selector_save_dir) / f"{args.selector_name}.parquet"
     flags.refuse_existing(args, strategy, path)
@@ -103,7 +101,6 @@ def prepare(args, strategy, tokenizer, path, safe, pool, n_user, unsafe) -> Pass
         texts=lambda: strategy.main_first(lambda: texts(args, n_user, pool)),
         unsafe=unsafe,
         layers=layers,
-        max_len=args.max_len,
     )
 
 
@@ -114,6 +111,9 @@ def model_free(args) -> bool:
 
 def read_anchors(args, strategy, tokenizer, safe, user, canaries):
     """The known-bad rows where the method needs them, else None; refuses what cannot judge."""
+    if args.method == "pu_probe":
+        for name, rows in (("--dataset", safe), ("--new_dataset", user)):
+            check_enough(name, rows.ids)
     if args.method not in ANCHORED:
         return None
     unsafe = flags.read_rows(args, strategy, tokenizer, args.unsafe_dataset)

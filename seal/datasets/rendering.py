@@ -324,30 +324,3 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
         return None
     after = tokenizer(text.rpartition(answer)[2].lstrip(), add_special_tokens=False)["input_ids"]
     return after[0] if after and after[0] in tokenizer.added_tokens_decoder else None
-
-
-def asked_after(tokenizer: PreTrainedTokenizerBase, question: str) -> tuple[str, str]:
-    """What the chat template writes when the user asks something about the last answer.
-
-    Returns:
-        What closes the answer's turn, and what stands between that and the reply.
-
-    Raises:
-        InputError: there is no chat template, or it cannot put a question after an answer.
-    """
-    answer, reply = _MARK.format(0), _MARK.format(1)
-    talks = [("?", answer), (question, reply)]
-    turns = [
-        {"role": role, "content": text}
-        for talk in talks
-        for role, text in zip(("user", "assistant"), talk, strict=True)
-    ]
-    try:
-        before, whole = (
-            tokenizer.apply_chat_template(t, tokenize=False) for t in (turns[:2], turns)
-        )
-    except (TemplateError, ValueError, TypeError) as error:
-        raise InputError(f"the chat template cannot put a question: {said(error)}") from error
-    if answer not in before or reply not in whole or not whole.startswith(before):
-        raise InputError("the chat template changes an answer when a question follows it")
-    return before.rpartition(answer)[2], whole[len(before) :].partition(reply)[0]

@@ -18,7 +18,6 @@ from transformers import PreTrainedTokenizerBase
 from seal.datasets import PUBLISHED_TEMPLATE
 from seal.datasets.cache import cached_map, fingerprint, mapped_table
 from seal.datasets.prompts import OPTIONAL
-from seal.datasets.rendering import asked_after
 from seal.datasets.skips import MANY, count_skips, listed
 from seal.datasets.tokens import (
     FEATURES,
@@ -172,37 +171,6 @@ class SFTDataset(torch.utils.data.Dataset):
             made.append({name: (other[name][:at] + row[name][start:])[:limit] for name in columns})
         name = fingerprint("swapped", self.fingerprint)
         return self._with_tokens(datasets.Dataset.from_list(made), name)
-
-    def asked(self, tokenizer, question: str, reply: str, max_len: int) -> "SFTDataset":
-        """The rows with a question about their answer; the reply is all that is supervised.
-
-        An answer that leaves no room for the question is cut, and counted as `truncated`.
-
-        Raises:
-            InputError: the chat template cannot ask, or no row has room for the question.
-        """
-        closing, turn = asked_after(tokenizer, question)
-        encoded = tokenizer(turn + reply, add_special_tokens=False, return_offsets_mapping=True)
-        end = tokenizer(closing, add_special_tokens=False)["input_ids"]
-        added = encoded["input_ids"]
-        learned = [stop > len(turn) for _, stop in encoded["offset_mapping"]]
-        room = max_len - len(added)
-        if room < 2 * len(added):
-            raise InputError(
-                f"the question takes {len(added)} tokens of --max_len {max_len}; raise it to "
-                f"{3 * len(added)} or more"
-            )
-
-        def ask(row: dict) -> dict:
-            tokens = row["input_ids"]
-            if len(tokens) > room:
-                tokens = tokens[: room - len(end)] + end
-            supervised = [False] * len(tokens) + learned
-            return {"input_ids": tokens + added, "supervised": supervised}
-
-        name = fingerprint("asked", self.fingerprint, closing, turn, reply, max_len)
-        asked = self._with_tokens(self.rows.map(ask, new_fingerprint=name), name)
-        return replace(asked, truncated=int((self.lengths > room).sum()))
 
     def _with_tokens(self, tokenised: datasets.Dataset, name: str) -> "SFTDataset":
         """These rows with other tokens, row for row."""

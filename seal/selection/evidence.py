@@ -8,6 +8,7 @@ MOVED = 0.05  # share of the loss that tuning must take away
 LEARNED = 0.1  # nats a token below which there is little left to take
 OWN_PROMPT = 1.05  # loss behind another's prompt over loss behind the own one
 STEPS = 10  # of the optimizer, below which a model has learned little of its rows
+UNLIKE = 0.8  # AUROC of safe rows against all rows above which they are of another kind
 KNOWN = 0.75  # canaries told apart so well outweigh a low reliability
 SAID: set[str] = set()  # doubts that this process has printed
 
@@ -27,6 +28,8 @@ def told(meta: Mapping) -> list[str]:
             f"{anchors['safe']} safe against {anchors['unsafe']} unsafe held-out anchors",
             "held-out AUROC by anchors a side: " + _pairs(anchors["curve"]),
         ]
+    if area := evidence.get("safe_above_rows"):
+        lines.append(f"AUROC of held-out safe rows against the rows: {area:.3f}")
     if evidence.get("reliability") is not None:
         halves = evidence.get("halves", "each response")
         lines.append(f"reliability, from the halves of {halves}: {evidence['reliability']:.2f}")
@@ -59,6 +62,11 @@ def doubts(meta: Mapping) -> list[str]:
         said.append(
             "the score does not tell held-out anchors apart: AUROC {:.2f}, 95 % interval {:.2f} to "
             "{:.2f}".format(anchors["auroc"], *anchors["auroc_interval"])
+        )
+    if (area := evidence.get("safe_above_rows", 0.0)) > UNLIKE:
+        said.append(
+            f"most rows are told from the safe rows (AUROC {area:.2f}, above {UNLIKE}): this score "
+            "drops what is unlike them; give safe rows of the kind that your good rows are"
         )
     if calibration and low <= 0.5:
         said.append(

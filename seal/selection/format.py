@@ -24,7 +24,7 @@ METHODS = (
     "larf",
     "shift",
     "subspace",
-    "verdict",
+    "pu_probe",
     "token_excess",
     "perplexity",
     "ifd",

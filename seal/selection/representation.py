@@ -68,6 +68,28 @@ def probe(rows: States, safe: States, bad: States) -> np.ndarray:
     return fit_probe(safe, bad).predict(rows.features)
 
 
+def pu_probe(
+    rows: States, safe: States, groups: np.ndarray, shown: np.ndarray | None = None
+) -> np.ndarray:
+    """The probe with the other rows in the place of bad anchors: what is unlike the safe rows.
+
+    Where the safe rows are of the kind that most rows are, what tells both apart is what most rows
+    are not.
+
+    Args:
+        groups: int64 [N] in [0, FOLDS): rows of a group are scored by a probe of the others.
+        shown: bool [N], the rows that stand for bad anchors; None for all.
+
+    Source: Elkan and Noto 2008, learning classifiers from only positive and unlabeled data.
+    """
+    score = np.empty(len(groups))
+    for fold in np.unique(groups):
+        held = groups == fold
+        others = ~held if shown is None else ~held & shown
+        score[held] = probe(rows.at(held), safe, rows.at(others))
+    return score
+
+
 def larf(rows: States, safe: States, bad: States) -> np.ndarray:
     """Mean cosine of the last token's state to the safe anchors less that to the bad ones.
 
@@ -260,6 +282,14 @@ def middle(layers: Sequence[int]) -> int:
     return layers[len(layers) // 2]
 
 
+def check_enough(name: str, ids: np.ndarray) -> None:
+    """Raises InputError for fewer than `FEWEST_ANCHORS` different rows, by id."""
+    if (found := len(np.unique(ids))) < FEWEST_ANCHORS:
+        raise InputError(
+            f"{name} holds {found} different rows; an anchor method needs at least {FEWEST_ANCHORS}"
+        )
+
+
 def check_anchors(
     safe: np.ndarray, bad: np.ndarray, scored: Mapping[str, np.ndarray | None]
 ) -> None:
@@ -274,11 +304,7 @@ def check_anchors(
     """
     sides = {"--dataset": np.unique(safe), "--unsafe_dataset": np.unique(bad)}
     for name, ids in sides.items():
-        if len(ids) < FEWEST_ANCHORS:
-            raise InputError(
-                f"{name} holds {len(ids)} different rows; an anchor method needs at least "
-                f"{FEWEST_ANCHORS}"
-            )
+        check_enough(name, ids)
         for place, others in ({"--unsafe_dataset": bad} | dict(scored)).items():
             shared = 0 if others is None or place == name else int(np.isin(ids, others).sum())
             if shared:

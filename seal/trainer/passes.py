@@ -147,7 +147,6 @@ class Passes:
         texts: gives the texts of `rows` and of the safe rows, for scores without a model.
         unsafe: known-bad rows, for scores that need them as anchors beside the safe ones.
         layers: rising, where hidden states may be taken.
-        max_len: tokens a row may have, a question about it included.
 
     Attributes:
         half: None for whole rows, 0 or 1 for their even or odd supervised tokens; NaN where a row
@@ -167,7 +166,6 @@ class Passes:
         texts: Callable[[], tuple[list[str], list[str]]] | None = None,
         unsafe: SFTDataset | None = None,
         layers: Sequence[int] = (),
-        max_len: int = 2048,
     ):
         self.engines = engines
         self.safe = safe
@@ -178,7 +176,6 @@ class Passes:
         self.texts = texts
         self.unsafe = unsafe
         self.layers = list(layers)
-        self.max_len = max_len
         self.evidence: dict = {}
         self.head: dict | None = None
         self.half: int | None = None
@@ -239,29 +236,18 @@ class Passes:
         name = "down" if direction > 0 else "up"
         return self._means(self._pass(name, self.rows, self._drifted, direction=direction))
 
-    def log_odds(self, question: str) -> np.ndarray:
-        """Log odds that the model as it comes says yes to a question about each row's answer."""
-        losses = []
-        for reply in ("no", "yes"):
-            rows = self.rows.asked(self.engines.tokenizer, question, reply, self.max_len)
-            if rows.truncated:
-                self.parts.strategy.print(
-                    f"{rows.truncated} of {len(rows)} answers are cut to make room for the question"
-                )
-            content = hashlib.sha256(f"{question} {reply}".encode()).hexdigest()[:8]
-            losses.append(self._pass(f"asked_{content}", rows).sum(axis=1))
-        return losses[0] - losses[1]
-
     def states(self, layer: int) -> States:
         """Hidden states of the rows at a layer, under the model as it comes."""
         return self._states("states", self.rows, [layer])[layer]
 
-    def anchors(self) -> list[dict[int, States]]:
-        """Hidden states of the safe anchors and of the unsafe ones, by layer of `layers`."""
+    def anchors(self, layers: list[int]) -> list[dict[int, States]]:
+        """Hidden states, by layer, of the safe rows and, where they are given, the unsafe ones."""
         sides = []
         for name, rows in (("safe", self.safe), ("unsafe", self.unsafe)):
+            if rows is None:
+                continue
             content = hashlib.sha256(rows.ids.tobytes()).hexdigest()[:8]  # not in the parts' key
-            found = self._states(f"{name}_states_{content}", rows, self.layers)
+            found = self._states(f"{name}_states_{content}", rows, layers)
             if self.half is not None:
                 kept = folds_of(rows.ids, 2) == self.half
                 found = {layer: states.at(kept) for layer, states in found.items()}

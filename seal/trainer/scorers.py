@@ -17,10 +17,6 @@ from seal.selection import representation
 from seal.statistics import reliability
 from seal.trainer.passes import Passes
 
-QUESTIONS = (  # of `verdict`, and which way a yes counts
-    ("Is the answer above harmful, dangerous or unethical? Answer yes or no.", -1),
-    ("Is the answer above safe, lawful and kind? Answer yes or no.", 1),
-)
 CONTRAST_FLOOR = 0.1  # nats a token below which a loss is as good as learned
 
 
@@ -134,7 +130,7 @@ def _random(passes: Passes) -> Columns:
 
 def _by_anchors(method: str, passes: Passes) -> Columns:
     """A function of hidden states, at the layer where it tells held-out anchors apart best."""
-    safe, unsafe = passes.anchors()
+    safe, unsafe = passes.anchors(passes.layers)
     if passes.half is None:
         groups = [folds_of(rows.ids, representation.FOLDS) for rows in (passes.safe, passes.unsafe)]
         judged = passes.parts.strategy.from_rank_0(  # ranks must agree on the layer
@@ -150,6 +146,19 @@ def _by_anchors(method: str, passes: Passes) -> Columns:
     return {"score": representation.METHODS[method](states, safe[layer], unsafe[layer])}
 
 
+def _pu_probe(passes: Passes) -> Columns:
+    """How unlike the safe rows a row is, at the middle of the layers; needs no known-bad row."""
+    layer = representation.middle(passes.layers)
+    states, (safe, *_) = passes.states(layer), passes.anchors([layer])
+    groups, half = folds_of(passes.rows.ids, representation.FOLDS), passes.half
+    if half is None:
+        sides = folds_of(passes.safe.ids, representation.FOLDS), groups
+        area = representation.held_out_auroc("probe", safe[layer], states, sides)
+        passes.evidence = {"halves": "the safe rows and the rows", "safe_above_rows": area}
+    shown = None if half is None else folds_of(passes.rows.ids, 2) == half
+    return {"score": representation.pu_probe(states, safe[layer], groups, shown)}
+
+
 def _subspace(passes: Passes) -> Columns:
     """A row's part in the strongest directions of all rows, at the middle of the layers."""
     passes.evidence = {"halves": "the rows"}
@@ -158,16 +167,6 @@ def _subspace(passes: Passes) -> Columns:
     if passes.half is not None:
         half = states.at(folds_of(passes.rows.ids, 2) == passes.half)
     return {"score": representation.subspace(states, half)}
-
-
-def _verdict(passes: Passes) -> Columns:
-    """What the model as it comes says of each answer: log odds that it is safe, not harmful.
-
-    Two questions of opposite sense, so that a leaning to one reply cancels.
-    """
-    passes.evidence = {"halves": "the questions"}
-    asked = QUESTIONS if passes.half is None else QUESTIONS[passes.half : passes.half + 1]
-    return {"score": np.mean([sign * passes.log_odds(text) for text, sign in asked], axis=0)}
 
 
 METHODS = {
@@ -180,12 +179,12 @@ METHODS = {
     "relative_excess": _relative_excess,
     "influence": _influence,
     "subspace": _subspace,
-    "verdict": _verdict,
+    "pu_probe": _pu_probe,
     **{name: partial(_by_anchors, name) for name in representation.METHODS},
 }
 MODEL_FREE = ("random", "dsir")
 ANCHORED = tuple(representation.METHODS)  # need known-bad rows
-OVER_STATES = (*ANCHORED, "subspace")
+OVER_STATES = (*ANCHORED, "subspace", "pu_probe")
 
 
 class Scored(NamedTuple):
@@ -197,7 +196,8 @@ class Scored(NamedTuple):
         evidence: "moved", mean loss of held-out rows before and after each tuning; "steps",
             the optimizer's in each; "reliability", from the even and the odd tokens or from two
             halves of the anchors ("halves"), None where a score has neither; "anchors", see
-            `seal.selection.representation.judged`.
+            `seal.selection.representation.judged`; "safe_above_rows", AUROC of held-out safe rows
+            against the rows of `pu_probe`.
         head: what scores rows that are not here, see `Head.to_meta`; None where a score has none.
     """
 
