@@ -51,6 +51,7 @@ METHODS = {
     "relative_excess_auto": (
         "--method relative_excess --canary_fraction 0.5 --canary_dataset {world}/canaries.jsonl"
     ),
+    "pu_probe": "--method pu_probe",
     "probe": "--method probe --unsafe_dataset {world}/canaries.jsonl",
     "knn": "--method knn --unsafe_dataset {world}/canaries.jsonl",
     "probe_other_kind": "--method probe --unsafe_dataset {work}/other_kind.jsonl",
