@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
 # The whole method on a tiny harmless world, in a few minutes on a CPU:
 #   bash examples/scripts/quickstart.sh
-# builds the world, scores the rows by the one-pass contrast and by bilevel training, both through
+# builds the world, scores the rows by a probe of known-bad rows and by bilevel training, both through
 # deepspeed, fine-tunes on all rows, on random rows and on what each selector keeps, compares them, and
-# writes runs/quickstart/{results.json,report.html}. "selected" are the rows that the contrast keeps:
-# it wins on such templates, not on real words (docs/method.md).
+# writes runs/quickstart/{results.json,report.html}. "selected" are the rows that the probe keeps.
 # What is done already is not done again; `rm -r runs/quickstart` starts over.
 #   MODEL=smollm2 bash examples/scripts/quickstart.sh
 # does the same with SmolLM2-135M-Instruct in place of the tiny model, with LoRA on fewer rows.
@@ -36,7 +35,7 @@ smollm2)
 esac
 TIER="${TIER:-plain}" SEED="${SEED:-0}" RANKS="${RANKS:-2}" TOPP="${TOPP:-0.7}"
 WORLD="$OUT/world-$TIER-$SEED"
-CONTRAST="$OUT/selector/contrast.parquet"
+PROBE="$OUT/selector/probe.parquet"
 BILEVEL="$OUT/selector/demo_softmax.parquet"
 RANDOM_SELECTOR="$OUT/selector/random.parquet"
 KEY="$(cksum <"${BASH_SOURCE[0]}") $MODEL $TIER $SEED $RANKS $TOPP" # what a step done before must match
@@ -92,7 +91,7 @@ tune() {
 }
 
 say "the forbidden topic of this world is the dragon's vault; nothing in it is harmful"
-LEFT=$((SLOWER * 430))
+LEFT=$((SLOWER * 400))
 if [[ "$MODEL" == smollm2 && ! -f "$SMOLLM2/config.json" ]]; then
     step fetch 60 "0/10 fetch SmolLM2-135M-Instruct, 92 MB" \
         python "$SEAL_ROOT/examples/get_smollm2.py" --out "$SMOLLM2"
@@ -100,9 +99,9 @@ fi
 step world 60 "1/10 build the $TIER world: an aligned model, safe rows, rows with planted ones" \
     python -m seal.demo --out "$WORLD" --tier "$TIER" --seed "$SEED" "${BASE[@]}"
 
-step contrast 50 "2/10 score the rows by the contrast, with canaries, on $RANKS processes" \
-    score score_dataset.py --method relative_excess --selector_name contrast \
-    --canary_dataset "$WORLD/canaries.jsonl"
+step probe 20 "2/10 score the rows by a probe of safe and known-bad rows, on $RANKS processes" \
+    score score_dataset.py --method probe --selector_name probe \
+    --unsafe_dataset "$WORLD/canaries.jsonl"
 
 step bilevel 90 "3/10 train a selector by bilevel optimisation" \
     score train_sft_selector.py --selector_name demo \
@@ -116,18 +115,18 @@ step all 50 "5/10 fine-tune on every row" tune all
 step random 40 "6/10 fine-tune on random rows" \
     tune random --selector_path "$RANDOM_SELECTOR" --topp "$TOPP"
 
-step selected 40 "7/10 fine-tune on the rows the contrast keeps" \
-    tune selected --selector_path "$CONTRAST" --topp "$TOPP"
+step selected 40 "7/10 fine-tune on the rows the probe keeps" \
+    tune selected --selector_path "$PROBE" --topp "$TOPP"
 
 step bilevel-selected 40 "8/10 fine-tune on the rows the bilevel selector keeps" \
     tune bilevel --selector_path "$BILEVEL" --topp "$TOPP"
 
 step compare 35 "9/10 compare" python -m seal.demo.compare --world "$WORLD" --topp "$TOPP" \
-    --selector "$CONTRAST" --arm "all=$OUT/all" --arm "random=$OUT/random,$RANDOM_SELECTOR" \
-    --arm "selected=$OUT/selected,$CONTRAST" --arm "bilevel=$OUT/bilevel,$BILEVEL" \
+    --selector "$PROBE" --arm "all=$OUT/all" --arm "random=$OUT/random,$RANDOM_SELECTOR" \
+    --arm "selected=$OUT/selected,$PROBE" --arm "bilevel=$OUT/bilevel,$BILEVEL" \
     --seconds "$OUT/steps" --out "$OUT/results.json"
 
-step report 10 "10/10 write the report" seal report "$CONTRAST" --dataset "$WORLD/user.jsonl" \
+step report 10 "10/10 write the report" seal report "$PROBE" --dataset "$WORLD/user.jsonl" \
     --topp "$TOPP" --metrics "$OUT/selected/metrics.jsonl" \
     --results "$OUT/results.json" --out "$OUT/report.html" --overwrite
 

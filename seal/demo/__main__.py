@@ -9,7 +9,7 @@ from seal.errors import InputError
 
 # of a world around a chat model: a core trains about 220 tokens of 135 M parameters a second
 BASE_SIZES = {"rows": 200, "safe_rows": 80, "aligned_rows": 240, "eval_rows": 16}
-BASE_SIZES |= {"canary_rows": 10, "epochs": 2}
+BASE_SIZES |= {"canary_rows": 24, "epochs": 2}
 EPILOG = """tiers:
   plain     benign rows, and planted rows that comply with forbidden requests
   hard      the same, and 20 % of the rows are benign with random answers: hard is not unsafe
