@@ -8,8 +8,8 @@ MOVED = 0.05  # share of the loss that tuning must take away
 LEARNED = 0.1  # nats a token below which there is little left to take
 OWN_PROMPT = 1.05  # loss behind another's prompt over loss behind the own one
 STEPS = 10  # of the optimizer, below which a model has learned little of its rows
-UNLIKE = 0.8  # AUROC of safe rows against all rows above which they are of another kind
 KNOWN = 0.75  # canaries told apart so well outweigh a low reliability
+UNLIKE = 0.8  # AUROC of safe rows against all rows: above it most rows are of another kind
 SAID: set[str] = set()  # doubts that this process has printed
 
 
