@@ -209,8 +209,9 @@ class Study:
             for seed in self.seeds:
                 for safe_set in ("half", "ordinary"):
                     self.scores(seed, safe_set)
-            for seed in self.seeds if self.asked("loops") else ():
-                self.loops(seed)
+            if self.asked("loops") and "mixed" in self.safe_sets:
+                for seed in self.seeds:
+                    self.loops(seed)
             for seed in self.development:
                 self.scores(seed, "mixed")
 
