@@ -22,6 +22,7 @@ from seal.datasets import load_rows, tokenize_rows
 from seal.errors import InputError
 from seal.ids import folds_of, id_bytes
 from seal.models.actor import ModelSettings, load_actor
+from seal.selection import representation
 from seal.selection.artefact import read_selection
 from seal.selection.representation import PENALTIES
 from seal.statistics import auroc
@@ -193,7 +194,9 @@ def test_a_method_over_states_finds_what_its_anchors_show(flags, tmp_path, capsy
     assert len(list((tmp_path / "parts").glob("*.npy"))) == 3
 
 
-def test_what_is_unlike_the_safe_rows_is_found_without_a_known_bad_row(flags, tmp_path, capsys):
+def test_what_is_unlike_the_safe_rows_is_found_without_a_known_bad_row(
+    flags, tmp_path, capsys, monkeypatch
+):
     rows = make_rows(60, seed=4)
     rows = [planted(row) if number % 4 == 0 else row for number, row in enumerate(rows)]
     user = write_rows(tmp_path / "user.jsonl", rows)
@@ -207,6 +210,10 @@ def test_what_is_unlike_the_safe_rows_is_found_without_a_known_bad_row(flags, tm
     assert "AUROC of held-out safe rows against the rows: 0." in said
     assert "from the halves of the safe rows and the rows" in said and "told from" not in said
 
+    monkeypatch.setattr(representation, "MOST_SHOWN", 20)  # of many rows some are shown
+    some = run(flags, **(own | {"dataset": safe, "selector_name": "some"}))
+    assert auroc(some.score, some.row % 4 != 0) > 0.9 and (some.score != found.score).any()
+    monkeypatch.undo()
     run(flags, **(own | {"dataset": flags["unsafe_dataset"], "selector_name": "other_kind"}))
     assert "warning: most rows are told from the safe rows (AUROC 0." in capsys.readouterr().out
     few = write_rows(tmp_path / "few.jsonl", make_rows(19, seed=7))

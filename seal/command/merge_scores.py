@@ -29,8 +29,15 @@ MODELS = {
     "relative_excess": ("safe_model", "rows_model"),
     "influence": ("rows_model",),
 }
-OF_ITS_OWN_ROWS = ("penalty", "penalty_gap", "unrolled", "published", "dsir")
-OF_ITS_OWN_ROWS += ("subspace", "pu_probe")
+OF_ITS_OWN_ROWS = (
+    "penalty",
+    "penalty_gap",
+    "unrolled",
+    "published",
+    "dsir",
+    "subspace",
+    "pu_probe",
+)
 # arguments that may differ from part to part, for no score depends on them
 FREE = flags_that_are("free") | set(
     "adam_offload canary_fraction micro_train_batch_size new_dataset new_dataset_probs "

@@ -22,6 +22,7 @@ PROBE_STRENGTH = 1e-3  # inverse of the L2 penalty on standardised features
 DIRECTIONS = 6  # of the subspace, the strongest of the rows' own
 TOP_TOKENS = 0.2
 FOLDS = 5
+MOST_SHOWN = 10_000  # rows that stand for bad anchors: memory and time grow with them
 DEPTHS = (0.4, 0.53, 0.67)  # of the layers that are tried
 PENALTIES = np.logspace(-1, 5, 13)
 CURVE = (30, 100, 300, 1000, 3000)  # anchors a side, where there are as many
@@ -85,9 +86,14 @@ def pu_probe(
     score = np.empty(len(groups))
     for fold in np.unique(groups):
         held = groups == fold
-        others = ~held if shown is None else ~held & shown
-        score[held] = probe(rows.at(held), safe, rows.at(others))
+        others = np.flatnonzero(~held if shown is None else ~held & shown)
+        score[held] = probe(rows.at(held), safe, rows.at(others[spaced(len(others))]))
     return score
+
+
+def spaced(n: int) -> np.ndarray:
+    """At most `MOST_SHOWN` of n places, evenly spaced, int64."""
+    return np.arange(0, n, max(1, -(-n // MOST_SHOWN)))
 
 
 def larf(rows: States, safe: States, bad: States) -> np.ndarray:
